@@ -1,0 +1,352 @@
+"""The parts a report page is made of, and the HTML of each.
+
+A section is a small dataclass of plain data; `section_html` turns it into markup. All text that came from outside is escaped, control
+characters are shown as a replacement sign, and each number of a chart also stands in a table.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from dmoerm.errors import DataError
+from dmoerm.evaluation.charts import Line, Scale, bar, bar_axis, legend_mark, line_plot, nice_scale, number_text
+from dmoerm.records import Message, Reward
+
+__all__ = ["Bar", "Bars", "Cell", "Curve", "Explanation", "Measured", "Section", "Series", "Table", "Text", "section_html", "text_html"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A figure with its interval, for a table cell."""
+
+    value: float
+    low: float
+    high: float
+
+
+Cell = str | int | float | Measured | None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Paragraphs of plain text."""
+
+    title: str
+    paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells; floats are shown to three decimals, a `Measured` with its interval beneath, None as a dash.
+
+    Raises:
+        DataError: a row has another length than `columns`.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows, start=1):
+            if len(row) != len(self.columns):
+                raise DataError(f"Table {self.title!r}, row {number}: {len(row)} cells; expected {len(self.columns)}, one a column.")
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar; `interval` is drawn as whiskers, `strong` sets it apart from the others."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Horizontal bars that grow from `origin`: 0, or for an accuracy 0.5, so that a bar's length is what is better than chance.
+
+    Raises:
+        DataError: no bars, or a number that is not finite.
+    """
+
+    title: str
+    bars: tuple[Bar, ...]
+    origin: float = 0.0
+    value_name: str = "value"
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.bars:
+            raise DataError(f"Bars {self.title!r} has no bar; expected at least one.")
+        for item in self.bars:
+            _require_finite(f"Bars {self.title!r}, {item.label!r}", (item.value, *(item.interval or ())))
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One named line; `low` and `high` make a band where given."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line plot.
+
+    Raises:
+        DataError: no series, a series without points, columns of unequal length, or a number that is not finite.
+    """
+
+    title: str
+    x_name: str
+    y_name: str
+    series: tuple[Series, ...]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.series:
+            raise DataError(f"Curve {self.title!r} has no series; expected at least one.")
+        for item in self.series:
+            where = f"Curve {self.title!r}, series {item.name!r}"
+            lengths = [len(item.x), len(item.y), len(item.low) or len(item.x), len(item.high) or len(item.x)]
+            if not item.x or len(set(lengths)) > 1 or bool(item.low) != bool(item.high):
+                raise DataError(
+                    f"{where}: x, y, low, high have lengths {lengths}; expected one length, at least 1, and both bands or none."
+                )
+            _require_finite(where, (*item.x, *item.y, *item.low, *item.high))
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One prompt, its responses, and why one of them wins.
+
+    Attributes:
+        title: heading.
+        prompt: the conversation up to the responses.
+        responses: their texts.
+        rewards: one a response, None where scoring failed.
+        human_ranks: people's ranks, 1 is best; empty where unknown.
+        note: a sentence under the heading.
+
+    Raises:
+        DataError: no response, or the lengths differ.
+    """
+
+    title: str
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...]
+    rewards: tuple[Reward | None, ...]
+    human_ranks: tuple[int, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        expected = len(self.responses)
+        if expected == 0 or len(self.rewards) != expected or len(self.human_ranks) not in (0, expected):
+            raise DataError(
+                f"Explanation {self.title!r}: {expected} responses, {len(self.rewards)} rewards, {len(self.human_ranks)} ranks; "
+                "expected at least one response, a reward for each, and as many ranks or none."
+            )
+
+
+Section = Text | Table | Bars | Curve | Explanation
+
+
+def section_html(section: Section) -> str:
+    """The markup of a section, heading included."""
+    match section:
+        case Text():
+            body = "".join(f"<p>{text_html(paragraph)}</p>" for paragraph in section.paragraphs)
+        case Table():
+            body = _table(section.columns, section.rows) + _caption(section.caption)
+        case Bars():
+            body = _bars(section)
+        case Curve():
+            body = _curve(section)
+        case Explanation():
+            body = _explanation(section)
+    heading = f"<h2>{text_html(section.title)}</h2>" if section.title else ""
+    return f"<section>{heading}{body}</section>"
+
+
+def text_html(text: str) -> str:
+    """Text from outside, safe between tags and in quoted attributes; control characters and lone surrogates are replaced."""
+    return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text))
+
+
+def _require_finite(where: str, values: Sequence[float]) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise DataError(f"{where}: {value} cannot be drawn; expected finite numbers. Leave the failed item out and say so.")
+
+
+def _caption(text: str) -> str:
+    return f'<p class="note">{text_html(text)}</p>' if text else ""
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return '<td class="number">\N{EN DASH}</td>'
+    if isinstance(value, Measured):
+        interval = _interval_text((value.low, value.high))
+        return f'<td class="number">{_signed_text(value.value)}<br><span class="interval">{interval}</span></td>'
+    if isinstance(value, str):
+        return f'<td dir="auto">{text_html(value)}</td>'
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+    return f'<td class="number">{text.replace("-", chr(0x2212))}</td>'
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    numeric = [bool(rows) and all(not isinstance(row[index], str) for row in rows) for index in range(len(columns))]
+    head = "".join(
+        f'<th scope="col"{" class=number" if is_number else ""}>{text_html(name)}</th>'
+        for name, is_number in zip(columns, numeric, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _signed_text(value: float, *, plus: bool = False, digits: int = 3) -> str:
+    return f"{value:{'+' if plus else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval_text(interval: tuple[float, float] | None) -> str:
+    return f"[{_signed_text(interval[0])}, {_signed_text(interval[1])}]" if interval else ""
+
+
+def _bars(section: Bars) -> str:
+    scale = nice_scale([section.origin, *(edge for item in section.bars for edge in (item.value, *(item.interval or ())))])
+    any_strong = any(item.strong for item in section.bars)
+    rows = "".join(_bar_row(item, scale, section.origin, 0 if item.strong or not any_strong else _QUIET) for item in section.bars)
+    foot = f'<tr class="foot"><td></td><td class="chart">{bar_axis(scale)}</td><td></td></tr>'
+    head = f'<th></th><th></th><th scope="col" class="number">{text_html(section.value_name)}</th>'
+    table = f'<table class="bars"><thead><tr>{head}</tr></thead><tbody>{rows}{foot}</tbody></table>'
+    return table + _caption(section.caption)
+
+
+_QUIET = 7
+
+
+def _bar_row(item: Bar, scale: Scale, origin: float, color: int) -> str:
+    chart = bar(item.value, scale, origin=origin, interval=item.interval, color=color)
+    label = f"<strong>{text_html(item.label)}</strong>" if item.strong else text_html(item.label)
+    number = f'{_signed_text(item.value)} <span class="interval">{_interval_text(item.interval)}</span>'
+    return f'<tr><th scope="row" dir="auto">{label}</th><td class="chart">{chart}</td><td class="number">{number}</td></tr>'
+
+
+def _curve(section: Curve) -> str:
+    x_scale = nice_scale([x for item in section.series for x in item.x])
+    y_scale = nice_scale([y for item in section.series for y in (*item.y, *item.low, *item.high)])
+    lines = [Line(item.x, item.y, item.low, item.high) for item in section.series]
+    names = ", ".join(item.name for item in section.series)
+    plot = line_plot(lines, x_scale, y_scale, text_html(f"{section.y_name} against {section.x_name}: {names}"))
+    keys = "".join(f"<li>{legend_mark(index)}{text_html(item.name)}</li>" for index, item in enumerate(section.series))
+    return (
+        f'<figure><p class="axis-name">{text_html(section.y_name)}</p><div class="plot-box">{plot}</div>'
+        f'<p class="axis-name below">{text_html(section.x_name)}</p><ul class="legend">{keys}</ul></figure>'
+        f"{_caption(section.caption)}<details><summary>Numbers</summary>{_curve_table(section)}</details>"
+    )
+
+
+def _curve_table(section: Curve) -> str:
+    has_band = any(item.low for item in section.series)
+    columns = ["series", section.x_name, section.y_name, *(["low", "high"] if has_band else [])]
+    rows: list[list[Cell]] = []
+    for item in section.series:
+        for index, (x, y) in enumerate(zip(item.x, item.y, strict=True)):
+            band: list[Cell] = [item.low[index], item.high[index]] if item.low else [None, None]
+            rows.append([item.name, number_text(x), y, *(band if has_band else [])])
+    return _table(columns, rows)
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def _explanation(section: Explanation) -> str:
+    scored = [reward.reward for reward in section.rewards if reward is not None]
+    winners = {index for index, reward in enumerate(section.rewards) if reward is not None and reward.reward == max(scored)}
+    turns = "".join(_turn(message) for message in section.prompt)
+    cards = "".join(_card(section, index, winners) for index in range(len(section.responses)))
+    return (
+        f'{_caption(section.note)}<div class="prompt">{turns}</div>{_verdict(section, winners)}<div class="cards">{cards}</div>'
+        f"{_capabilities(section.rewards)}"
+    )
+
+
+def _turn(message: Message) -> str:
+    words = f'<div class="words" dir="auto">{text_html(message.content)}</div>'
+    return f'<div class="turn"><span class="role">{text_html(message.role)}</span>{words}</div>'
+
+
+def _verdict(section: Explanation, winners: set[int]) -> str:
+    ranked = sorted((reward.reward for reward in section.rewards if reward is not None), reverse=True)
+    if not ranked:
+        return '<p class="verdict">No response could be scored.</p>'
+    if len(winners) > 1:
+        return f'<p class="verdict">Tied: {", ".join(_letter(index) for index in sorted(winners))} have the same reward.</p>'
+    letter = _letter(next(iter(winners)))
+    if len(ranked) == 1:
+        return f'<p class="verdict">{letter} is the only response with a reward.</p>'
+    margin = ranked[0] - ranked[1]
+    chance = 100.0 / (1.0 + math.exp(-margin))
+    chance_text = f"{chance:.0f}" if chance < 99.0 else "99 or more"
+    return (
+        f'<p class="verdict"><strong>{letter} wins.</strong> Its reward is {margin:.2f} above the next one: '
+        f"by the model's own odds it is preferred in {chance_text} % of such cases.</p>"
+    )
+
+
+def _card(section: Explanation, index: int, winners: set[int]) -> str:
+    reward = section.rewards[index]
+    badge = f'<span class="badge">{"winner" if len(winners) == 1 else "tied"}</span>' if index in winners else ""
+    rank = f'<span class="rank">people: rank {section.human_ranks[index]}</span>' if section.human_ranks else ""
+    facts = '<p class="facts">could not be scored</p>' if reward is None else _facts(reward)
+    return (
+        f'<article class="card{" won" if index in winners else ""}"><header><span class="letter c{index % 7} solid">{_letter(index)}</span>'
+        f'{badge}{rank}</header>{facts}<div class="words" dir="auto" tabindex="0">{text_html(section.responses[index])}</div></article>'
+    )
+
+
+def _facts(reward: Reward) -> str:
+    cut = " · cut to fit" if reward.truncated else ""
+    return (
+        f'<p class="facts"><strong>{_signed_text(reward.reward, plus=True, digits=2)}</strong> ± {reward.uncertainty:.2f}<br>'
+        f'<span class="quiet">{text_html(reward.category)} ({100 * reward.category_probability:.0f} %){cut}</span></p>'
+    )
+
+
+def _capabilities(rewards: Sequence[Reward | None]) -> str:
+    names = list(dict.fromkeys(name for reward in rewards if reward is not None for name in reward.capabilities))
+    if not names:
+        return ""
+    table: Mapping[str, Sequence[tuple[int, float]]] = {
+        name: [(i, reward.capabilities[name]) for i, reward in enumerate(rewards) if reward is not None and name in reward.capabilities]
+        for name in names
+    }
+    for name, values in table.items():
+        _require_finite(f"Capability {name!r}", [value for _, value in values])
+    scale = nice_scale([0.0, *(value for values in table.values() for _, value in values)])
+    groups = "".join(_capability_rows(name, values, scale) for name, values in table.items())
+    foot = f'<tr class="foot"><td></td><td class="chart">{bar_axis(scale)}</td><td></td></tr>'
+    return f'<h3>By capability</h3><table class="bars capabilities"><tbody>{groups}{foot}</tbody></table>' + _caption(
+        "Standardised: 0 is the average response of the category, 1 is one standard deviation above it."
+    )
+
+
+def _capability_rows(name: str, values: Sequence[tuple[int, float]], scale: Scale) -> str:
+    head = f'<tr class="group"><th scope="rowgroup" colspan="3">{text_html(name.replace("_", " "))}</th></tr>'
+    rows = "".join(
+        f'<tr><th scope="row"><span class="letter small c{index % 7} solid">{_letter(index)}</span></th>'
+        f'<td class="chart">{bar(value, scale, color=index % 7)}</td><td class="number">{_signed_text(value, plus=True, digits=2)}</td></tr>'
+        for index, value in values
+    )
+    return head + rows

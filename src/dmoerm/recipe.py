@@ -1,0 +1,375 @@
+"""The recipe: everything a run depends on, one section per stage, values only.
+
+`load_recipe` reads it strictly: an unknown key, a value out of range, an impossible pair of values or a missing file stops before any
+model is loaded. Defaults and descriptions stand here and nowhere else; `dmoerm init` and docs/recipe.md are made from them.
+A recipe holds no code and no dotted names, and nothing of it is changed after loading.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dmoerm.errors import ConfigError
+from dmoerm.taxonomy import Taxonomy, load_taxonomy, paper_taxonomy
+from dmoerm.validation import Section, validate
+from dmoerm.yaml_strict import KeyPath, YamlDocument, dump_yaml, inline_yaml, parse_yaml, read_yaml
+
+__all__ = [
+    "PAPER_SCHEDULE",
+    "AggregatorOptions",
+    "BackboneOptions",
+    "DataOptions",
+    "EvaluationOptions",
+    "ExpertOptions",
+    "Recipe",
+    "RouterOptions",
+    "TaskModelOptions",
+    "TrainingOptions",
+    "dump_recipe",
+    "load_recipe",
+    "recipe_hash",
+    "recipe_taxonomy",
+]
+
+Count = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+PAPER_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
+    "task_model": {"kind": "full", "depth": "all"},
+    "experts": {"depth": "all", "rank": 32, "alpha": 32, "dropout": 0.05},
+    "aggregator": {"cross_fit_folds": None, "holdout_fraction": 0.4, "hidden_size": "hidden"},
+}
+"""What `schedule: paper` sets (arXiv 2403.01197): 60 % of the comparisons for phase 1, 40 % for phase 3, full fine-tuning, rank 32."""
+
+
+class BackboneOptions(Section):
+    """The pretrained model under everything."""
+
+    name: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        min_length=1,
+        description="Hub id of an encoder or decoder, or a folder: an absolute path, or one that starts with ./ or ../ (from the recipe).",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub; null takes the newest and records its commit.")
+    max_length_tokens: Annotated[int, Field(ge=8)] = Field(256, description="Token budget for prompt and response together.")
+    pooling: Literal["auto", "mean", "last", "first"] = Field(
+        "auto", description="Where the vector of a text is read; auto: the mean over the tokens of an encoder, the last token of a decoder."
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="Attention implementation; auto leaves the choice to transformers."
+    )
+
+
+class DataOptions(Section):
+    """The files to learn from. Relative paths start at the folder of the recipe."""
+
+    comparisons: tuple[Path, ...] = Field(
+        min_length=1,
+        examples=[["comparisons.jsonl"]],
+        description="Files with prompts and ranked responses; capability labels may stand in the same rows.",
+    )
+    labels: tuple[Path, ...] = Field((), description="Files of which only the capability labels are used, never the overall preference.")
+    prompts: tuple[Path, ...] = Field((), description="Files with prompt and category, for the router only.")
+    test: tuple[Path, ...] = Field((), description="Files to test on, once, at the end; empty: test_fraction of the prompts is held out.")
+    test_fraction: Fraction = Field(
+        0.2, description="Share of the prompts held out for the test, chosen by prompt hash; used where test is empty."
+    )
+    bad_rows: Literal["stop", "skip"] = Field("stop", description="On a row that cannot be used: stop, or skip it and report the count.")
+    max_drop_fraction: Fraction = Field(0.01, description="Stop when more than this share of the rows had to be dropped.")
+    allow_overlap: bool = Field(False, description="Go on although prompts of the test files are in the training files.")
+
+
+class RouterOptions(Section):
+    """The outer layer: from the prompt to a category."""
+
+    features: Literal["frozen", "finetuned"] = Field(
+        "frozen", description="frozen: a classifier on the backbone's own vectors; finetuned: a copy of the backbone is trained as well."
+    )
+    general_below: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="Where the best category is less probable than this, the fallback inner model (general) judges."
+    )
+    learning_rate: LearningRate = Field(5e-5, description="Peak learning rate; finetuned only.")
+    epochs: Count = Field(3, description="Passes over the prompts; finetuned only.")
+
+
+class TaskModelOptions(Section):
+    """Phase 1: the backbone learns the comparisons of one category."""
+
+    kind: Literal["lora", "full"] = Field(
+        "lora", description="lora: an adapter per category over one shared backbone; full: all weights, one copy per category (the paper)."
+    )
+    depth: Count | Literal["all"] = Field("all", description="In how many of the top layers weights are trained.")
+    rank: Count = Field(64, description="Rank of the LoRA; kind lora only.")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        64.0, description="Scale of the LoRA: its product is multiplied by alpha / rank; kind lora only."
+    )
+    dropout: Fraction = Field(0.05, description="Dropout before the LoRA; kind lora only.")
+    learning_rate: LearningRate = Field(5e-4, description="Peak learning rate.")
+    epochs: Count = Field(2, description="Passes over the comparisons at most; inner folds may stop earlier.")
+    comparisons_per_batch: Count = Field(16, description="Comparisons per step and device; all responses of a comparison stay together.")
+    weight_decay: NotNegative = Field(0.01, description="Decoupled weight decay (AdamW).")
+    warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
+    gradient_accumulation_steps: Count = Field(1, description="Batches whose gradients are added up before one step.")
+    minimum_comparisons: Count = Field(
+        20, description="A category with fewer comparisons gets no inner model of its own; the fallback (general) judges it."
+    )
+    target_modules: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="Names of the linear layers that carry the LoRA; auto: the query and value projections; kind lora only."
+    )
+
+    @model_validator(mode="after")
+    def _full_has_no_target_modules(self) -> "TaskModelOptions":
+        if self.kind == "full" and self.target_modules != "auto":
+            raise ValueError(
+                "names target_modules together with kind full, which trains every weight; expected kind lora, or no target_modules"
+            )
+        return self
+
+
+class ExpertOptions(Section):
+    """Phase 2: one LoRA per capability on top of the task model, all of a category in the same pass."""
+
+    depth: Count | Literal["all", "third"] = Field(
+        "third", description="In how many of the top layers the experts differ; below, they share one pass. all: the paper; third: a third."
+    )
+    rank: Count = Field(32, description="Rank of each LoRA.")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="Scale of each LoRA: its product is multiplied by alpha / rank.")
+    dropout: Fraction = Field(0.05, description="Dropout before each LoRA.")
+    learning_rate: LearningRate = Field(5e-4, description="Peak learning rate.")
+    epochs: Count = Field(3, description="Passes over the labelled comparisons at most; inner folds may stop earlier.")
+    comparisons_per_batch: Count = Field(16, description="Comparisons per step and device.")
+    weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay (AdamW).")
+    warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
+    minimum_labels: Count = Field(20, description="A capability with fewer labels that prefer one response gets no expert.")
+    target_modules: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="Names of the linear layers that carry the LoRAs; auto: the query and value projections."
+    )
+
+
+class AggregatorOptions(Section):
+    """Phase 3: from the vectors of the frozen experts to one reward."""
+
+    hidden_size: Count | Literal["hidden"] = Field(32, description="Width of the MLP; hidden: that of the backbone (the paper).")
+    learning_rate: LearningRate = Field(1e-3, description="Learning rate.")
+    weight_decay: NotNegative = Field(1.0, description="Pull towards the start, which is the mean of the standardised expert rewards.")
+    epochs: Count = Field(50, description="Passes over the cached vectors at most.")
+    cross_fit_folds: Annotated[int, Field(ge=2)] | None = Field(
+        3, description="Parts by which every comparison gets vectors from experts that have not seen it; null: one split (the paper)."
+    )
+    holdout_fraction: Share = Field(
+        0.4, description="Share of the comparisons kept from phase 1 for phase 3; used where cross_fit_folds is null."
+    )
+    members: Annotated[int, Field(ge=2)] = Field(5, description="Bootstrapped aggregators; their spread is the uncertainty of a reward.")
+    default: Literal["mlp", "mean", "wco", "uwo"] = Field(
+        "mlp",
+        description="How a saved model aggregates unless asked otherwise; wco: the worst expert; uwo: the mean less a penalty on variance.",
+    )
+    uwo_penalty: NotNegative = Field(0.5, description="Weight of the variance over experts in uwo.")
+
+
+class TrainingOptions(Section):
+    """What all phases share: the machine and the trackers."""
+
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="Number format; auto: bf16 where the device computes in it.")
+    device: str = Field("auto", min_length=1, description="Where to run: auto, cpu, cuda, cuda:1, mps.")
+    trunk_cache_mib: Annotated[int, Field(ge=0)] = Field(
+        4096, description="Memory in MiB for hidden states of the frozen layers, kept over epochs; 0: compute them anew."
+    )
+    report_to: tuple[str, ...] = Field(
+        (), description="Trackers by the names that transformers uses, for example tensorboard; their packages must be there."
+    )
+    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass: less memory, more time.")
+
+
+class EvaluationOptions(Section):
+    """How the numbers at the end are made."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(2000, description="Resamples of the prompts behind an interval.")
+    confidence: Share = Field(0.95, description="Coverage of the intervals.")
+    baselines: tuple[Literal["random", "length", "bag_of_words", "author_prior"], ...] = Field(
+        ("random", "length", "bag_of_words", "author_prior"), description="What is measured beside the model, without a backbone."
+    )
+
+
+class Recipe(Section):
+    """One run, from files to a saved and measured model."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="The one seed; same seed and machine, same result.")
+    schedule: Literal["crossfit", "paper"] = Field(
+        "crossfit", description="crossfit: our phases on cross-fitted folds; paper: the phases and sizes of arXiv 2403.01197."
+    )
+    taxonomy: Annotated[Literal["paper"] | Path, Field(union_mode="left_to_right")] = Field(
+        "paper",
+        examples=["taxonomy.yaml"],
+        description="A file with categories and capabilities; paper: those of arXiv 2403.01197.",
+    )
+    output: Path = Field(Path("model"), description="The folder for the model and its reports, from the folder of the recipe.")
+    backbone: BackboneOptions = Field(default_factory=BackboneOptions)
+    data: DataOptions = Field(description="the section that names the files to learn from")
+    router: RouterOptions = Field(default_factory=RouterOptions)
+    task_model: TaskModelOptions = Field(default_factory=TaskModelOptions)
+    experts: ExpertOptions = Field(default_factory=ExpertOptions)
+    aggregator: AggregatorOptions = Field(default_factory=AggregatorOptions)
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
+
+    @model_validator(mode="after")
+    def _paper_means_paper(self) -> "Recipe":
+        # For recipes built in Python: `load_recipe` fills these values in, or refuses with the line.
+        if self.schedule == "paper":
+            for section, key, value in _paper_values():
+                if getattr(getattr(self, section), key) != value:
+                    raise ValueError(f"schedule paper needs {section}.{key}: {inline_yaml(value)} (all such values: PAPER_SCHEDULE)")
+        return self
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, check_files: bool = True) -> Recipe:
+    """Read, complete and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: texts "section.key=value" that replace or add a value, as after `--set`; the value is YAML.
+        check_files: refuse when a data file, the taxonomy file or a local backbone is missing; False for a recipe still to be filled in.
+
+    Returns:
+        The recipe with absolute paths; relative ones, those of overrides included, start at the recipe's folder.
+
+    Raises:
+        ConfigError: one line for each problem with file, line, what came and what was expected.
+    """
+    document = _with_schedule(_with_overrides(read_yaml(Path(path)), overrides))
+    recipe = _anchored(validate(Recipe, document), Path(path).absolute().parent)
+    problems = list(_repeated_files(recipe, document))
+    if check_files:
+        problems += _missing_files(recipe, document)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if check_files:
+        recipe_taxonomy(recipe)
+    return recipe
+
+
+def recipe_taxonomy(recipe: Recipe) -> Taxonomy:
+    """The categories and capabilities that a recipe names.
+
+    Raises:
+        ConfigError: its taxonomy file is missing or wrong.
+    """
+    return paper_taxonomy() if recipe.taxonomy == "paper" else load_taxonomy(Path(recipe.taxonomy))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every value written out, as YAML that `load_recipe` reads back to an equal recipe."""
+    return dump_yaml(recipe.model_dump(mode="json"))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """12 hex digits over all values but the output folder: equal hashes, equal recipes.
+
+    Data files count by their absolute path, not by their content: a moved folder changes the hash.
+    """
+    values = json.dumps(recipe.model_dump(mode="json", exclude={"output"}), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()[:12]
+
+
+def _paper_values() -> Iterator[tuple[str, str, Any]]:
+    for section, values in PAPER_SCHEDULE.items():
+        for key, value in values.items():
+            yield section, key, value
+
+
+def _with_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDocument:
+    values = {} if document.value is None else document.value
+    if overrides and not isinstance(values, dict):
+        return document  # refused with a better message when it is validated
+    places = dict(document.places)
+    for override in overrides:
+        flag = f"--set {override}"
+        key, equals, text = override.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            raise ConfigError(f'{flag}: expected section.key=value, for example "experts.learning_rate=5e-5"')
+        values = _replaced(values, path, parse_yaml(text, flag).value, flag)
+        places[path] = flag
+    return YamlDocument(document.name, values, places)
+
+
+def _replaced(values: Any, path: KeyPath, value: Any, flag: str) -> Any:
+    """A copy of `values` with `value` at `path`."""
+    if not path:
+        return value
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"{flag}: there is no key below {inline_yaml(values)}; expected section.key=value")
+    inner = {} if values is None else values
+    return {**inner, path[0]: _replaced(inner.get(path[0]), path[1:], value, flag)}
+
+
+def _with_schedule(document: YamlDocument) -> YamlDocument:
+    values = document.value
+    if not isinstance(values, dict) or values.get("schedule") != "paper":
+        return document
+    for section, key, value in _paper_values():
+        given = values.get(section)
+        if given is not None and not isinstance(given, dict):
+            return document  # refused with a better message when it is validated
+        if given is not None and key in given and given[key] != value:
+            raise ConfigError(
+                f"{document.where((section, key))}: {section}.{key} is {inline_yaml(given[key])}, but schedule paper means "
+                f"{inline_yaml(value)}. Take away this line, or write schedule: crossfit"
+            )
+        values = {**values, section: {**(given or {}), key: value}}
+    return YamlDocument(document.name, values, document.places)
+
+
+_FILE_LISTS = ("comparisons", "labels", "prompts", "test")
+
+
+def _anchored(recipe: Recipe, folder: Path) -> Recipe:
+    """The same recipe with absolute paths."""
+
+    def absolute(path: Path) -> Path:
+        return Path(os.path.normpath(folder / path.expanduser()))
+
+    data = recipe.data.model_copy(update={key: tuple(map(absolute, getattr(recipe.data, key))) for key in _FILE_LISTS})
+    backbone = recipe.backbone
+    if _is_folder(backbone.name):
+        backbone = backbone.model_copy(update={"name": str(absolute(Path(backbone.name)))})
+    taxonomy = recipe.taxonomy if recipe.taxonomy == "paper" else absolute(Path(recipe.taxonomy))
+    return recipe.model_copy(update={"output": absolute(recipe.output), "taxonomy": taxonomy, "data": data, "backbone": backbone})
+
+
+def _is_folder(backbone: str) -> bool:
+    return backbone.startswith(("./", "../", "~")) or Path(backbone).is_absolute()
+
+
+def _missing_files(recipe: Recipe, document: YamlDocument) -> Iterator[str]:
+    for key in _FILE_LISTS:
+        for index, file in enumerate(getattr(recipe.data, key)):
+            if not file.is_file():
+                yield f"{document.where(('data', key, index))}: data.{key} names {file}, which is not a file. Correct the path"
+    if recipe.taxonomy != "paper" and not Path(recipe.taxonomy).is_file():
+        yield f"{document.where(('taxonomy',))}: taxonomy names {recipe.taxonomy}, which is not a file; expected a file, or paper"
+    if _is_folder(recipe.backbone.name) and not Path(recipe.backbone.name).is_dir():
+        yield f"{document.where(('backbone', 'name'))}: backbone.name is {recipe.backbone.name}, which is not a folder"
+
+
+def _repeated_files(recipe: Recipe, document: YamlDocument) -> Iterator[str]:
+    for key in _FILE_LISTS:
+        files = getattr(recipe.data, key)
+        for index, file in enumerate(files):
+            if file in files[:index]:
+                yield f"{document.where(('data', key, index))}: data.{key} names {file} twice; expected each file once"
+    for index, file in enumerate(recipe.data.test):
+        if file in recipe.data.comparisons and not recipe.data.allow_overlap:
+            yield (
+                f"{document.where(('data', 'test', index))}: {file} is in data.test and in data.comparisons; a test needs unseen rows. "
+                "Name other files, or leave data.test empty to hold out data.test_fraction of the prompts"
+            )

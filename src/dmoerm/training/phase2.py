@@ -1,0 +1,93 @@
+"""Phase 2: the experts. All capabilities of a category learn in the same pass over the frozen task model.
+
+A comparison carries labels for some capabilities; each label trains its own expert, a missing one trains nobody. Heads start as
+copies of the task model's head, experts start as the identity, so before the first step every expert is the task model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmoerm.modeling.backbone import Backbone
+from dmoerm.records import CapabilityLabel
+from dmoerm.training.rows import Rows, TrunkStates
+from dmoerm.training.trainer import EpochResult, Item, PhaseSettings, RankingModule, only_these_learn, run_phase
+
+__all__ = ["ExpertShape", "expert_items", "train_experts"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """Where and how wide each expert is; with `task_member` the stack's first place is the task model, untrained."""
+
+    depth: int | str
+    rank: int
+    alpha: float
+    dropout: float
+    task_member: bool
+
+
+def expert_items(
+    comparisons: Sequence[tuple[tuple[int, ...], Sequence[CapabilityLabel]]], capabilities: Sequence[str], *, task_member: bool
+) -> list[Item]:
+    """Items of phase 2 from (rows, labels) of each comparison; labels of unknown capabilities and comparisons without any fall away."""
+    first = 1 if task_member else 0
+    place = {capability: first + index for index, capability in enumerate(capabilities)}
+    items = []
+    for rows, labels in comparisons:
+        pairs = tuple((label.preferred, label.other, place[label.capability]) for label in labels if label.capability in place)
+        if pairs:
+            items.append(Item(rows, pairs))
+    return items
+
+
+def train_experts(
+    backbone: Backbone,
+    rows: Rows,
+    category: str,
+    capabilities: Sequence[str],
+    task_head_D: Tensor,
+    items: Sequence[Item],
+    held_out: Sequence[Item],
+    shape: ExpertShape,
+    settings: PhaseSettings,
+    *,
+    task: str | None,
+    states: TrunkStates | None,
+    stop_after: int | None = None,
+    report: Callable[[int, int], None] = lambda step, total: None,
+) -> tuple[RankingModule, list[EpochResult]]:
+    """Train the experts of `category`; the backbone is left in the state of the last epoch run.
+
+    Args:
+        backbone: with the category's trained task adapter.
+        rows: rendered rows the items refer to.
+        category: name of the stack's slot.
+        capabilities: the experts, in stack order.
+        task_head_D: the task model's head, from which every expert's head starts.
+        items: labelled comparisons.
+        held_out: labelled comparisons to measure on after each epoch.
+        shape: of each expert.
+        settings: optimisation.
+        task: slot of the frozen task adapter, or None when the task model is a full fine-tune.
+        states: trunk states below the experts, made with that task adapter active, or None.
+        stop_after: epochs to run of the schedule; None means all.
+        report: called with (step, steps in all).
+
+    Returns:
+        The module (heads of all members in stack order), and its state before training and after each epoch.
+    """
+    torch.manual_seed(settings.seed)
+    copies = len(capabilities) + (1 if shape.task_member else 0)
+    backbone.add_experts(category, copies, depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)
+    heads = nn.Parameter(task_head_D.detach().to(backbone.device).repeat(copies, 1))
+    module = RankingModule(backbone, rows, heads, task=task, experts=category, states=states)
+    learning = [parameter for update in backbone.adapters("experts", category).values() for parameter in update.parameters()]
+    only_these_learn(module, [*learning, heads])
+    results = run_phase(module, items, held_out, settings, stop_after=stop_after, report=report)
+    if shape.task_member:  # no label speaks about the task model, so only weight decay could have moved its head
+        for result in results:
+            result.weights["heads_KD"][0] = task_head_D.cpu()
+    return module, results
