@@ -3,7 +3,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoerm.data.jsonl import BadRow, map_rows, read_rows, scan_rows, write_rows
@@ -206,6 +206,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(), st.text() | st.integers(-(10**12), 10**12) | st.lists(st.text())))
 def test_any_object_without_nul_comes_back_as_it_was_written(tmp_path_factory, data):
     # st.text draws no surrogates.

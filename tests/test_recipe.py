@@ -79,7 +79,6 @@ def test_a_section_with_nothing_below_it_has_its_defaults(recipe_file):
         ("experts: 3", r"recipe\.yaml:3: experts is 3; expected a group with the keys depth, rank"),
         ("aggregator: {cross_fit_folds: 1}", r"cross_fit_folds is 1; expected a whole number of at least 2 or null"),
         ("seed: -1", r"recipe\.yaml:3: seed is -1; expected a whole number of at least 0"),
-        ("task_model: {kind: full, target_modules: [q_proj]}", r"recipe\.yaml:3: task_model names target_modules together with kind full"),
     ],
 )
 def test_a_wrong_line_is_refused_with_place_value_and_expectation(recipe_file, line, message):

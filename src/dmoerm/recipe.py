@@ -64,7 +64,10 @@ class BackboneOptions(Section):
         "auto", description="Where the vector of a text is read; auto: the mean over the tokens of an encoder, the last token of a decoder."
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="Attention implementation; auto leaves the choice to transformers."
+        "auto", description="Attention implementation; auto: eager for small encoders on the CPU, where it is faster, else sdpa."
+    )
+    target_modules: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="Names of the linear layers that carry task adapters and experts; auto: the query and value projections."
     )
 
 
@@ -121,17 +124,6 @@ class TaskModelOptions(Section):
     minimum_comparisons: Count = Field(
         20, description="A category with fewer comparisons gets no inner model of its own; the fallback (general) judges it."
     )
-    target_modules: Literal["auto"] | tuple[str, ...] = Field(
-        "auto", description="Names of the linear layers that carry the LoRA; auto: the query and value projections; kind lora only."
-    )
-
-    @model_validator(mode="after")
-    def _full_has_no_target_modules(self) -> "TaskModelOptions":
-        if self.kind == "full" and self.target_modules != "auto":
-            raise ValueError(
-                "names target_modules together with kind full, which trains every weight; expected kind lora, or no target_modules"
-            )
-        return self
 
 
 class ExpertOptions(Section):
@@ -148,10 +140,8 @@ class ExpertOptions(Section):
     comparisons_per_batch: Count = Field(16, description="Comparisons per step and device.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay (AdamW).")
     warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
+    with_task_model: bool = Field(False, description="The task model itself is one more member beside its experts.")
     minimum_labels: Count = Field(20, description="A capability with fewer labels that prefer one response gets no expert.")
-    target_modules: Literal["auto"] | tuple[str, ...] = Field(
-        "auto", description="Names of the linear layers that carry the LoRAs; auto: the query and value projections."
-    )
 
 
 class AggregatorOptions(Section):

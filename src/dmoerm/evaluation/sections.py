@@ -138,7 +138,7 @@ class Explanation:
         note: a sentence under the heading.
 
     Raises:
-        DataError: no response, or the lengths differ.
+        DataError: no response, the lengths differ, or a reward is not finite.
     """
 
     title: str
@@ -155,9 +155,14 @@ class Explanation:
                 f"Explanation {self.title!r}: {expected} responses, {len(self.rewards)} rewards, {len(self.human_ranks)} ranks; "
                 "expected at least one response, a reward for each, and as many ranks or none."
             )
+        for reward in self.rewards:
+            if reward is not None:
+                _require_finite(f"Explanation {self.title!r}", (reward.reward, reward.uncertainty, *reward.capabilities.values()))
 
 
 Section = Text | Table | Bars | Curve | Explanation
+
+_QUIET = 7  # the colour of what should stand back; responses take turns with those before it
 
 
 def section_html(section: Section) -> str:
@@ -230,9 +235,6 @@ def _bars(section: Bars) -> str:
     head = f'<th></th><th></th><th scope="col" class="number">{text_html(section.value_name)}</th>'
     table = f'<table class="bars"><thead><tr>{head}</tr></thead><tbody>{rows}{foot}</tbody></table>'
     return table + _caption(section.caption)
-
-
-_QUIET = 7
 
 
 def _bar_row(item: Bar, scale: Scale, origin: float, color: int) -> str:
@@ -310,10 +312,9 @@ def _card(section: Explanation, index: int, winners: set[int]) -> str:
     badge = f'<span class="badge">{"winner" if len(winners) == 1 else "tied"}</span>' if index in winners else ""
     rank = f'<span class="rank">people: rank {section.human_ranks[index]}</span>' if section.human_ranks else ""
     facts = '<p class="facts">could not be scored</p>' if reward is None else _facts(reward)
-    return (
-        f'<article class="card{" won" if index in winners else ""}"><header><span class="letter c{index % 7} solid">{_letter(index)}</span>'
-        f'{badge}{rank}</header>{facts}<div class="words" dir="auto" tabindex="0">{text_html(section.responses[index])}</div></article>'
-    )
+    words = f'<div class="words" dir="auto" tabindex="0">{text_html(section.responses[index])}</div>'
+    header = f'<header><span class="letter c{index % _QUIET} solid">{_letter(index)}</span>{badge}{rank}</header>'
+    return f'<article class="card{" won" if index in winners else ""}">{header}{facts}{words}</article>'
 
 
 def _facts(reward: Reward) -> str:
@@ -332,21 +333,21 @@ def _capabilities(rewards: Sequence[Reward | None]) -> str:
         name: [(i, reward.capabilities[name]) for i, reward in enumerate(rewards) if reward is not None and name in reward.capabilities]
         for name in names
     }
-    for name, values in table.items():
-        _require_finite(f"Capability {name!r}", [value for _, value in values])
     scale = nice_scale([0.0, *(value for values in table.values() for _, value in values)])
     groups = "".join(_capability_rows(name, values, scale) for name, values in table.items())
     foot = f'<tr class="foot"><td></td><td class="chart">{bar_axis(scale)}</td><td></td></tr>'
     return f'<h3>By capability</h3><table class="bars capabilities"><tbody>{groups}{foot}</tbody></table>' + _caption(
-        "Standardised: 0 is the average response of the category, 1 is one standard deviation above it."
+        "Standardised: 0 is the average response of the category, 1 is one standard deviation above it. "
+        "The number behind ± is the standard deviation of the reward over resampled aggregators."
     )
 
 
 def _capability_rows(name: str, values: Sequence[tuple[int, float]], scale: Scale) -> str:
     head = f'<tr class="group"><th scope="rowgroup" colspan="3">{text_html(name.replace("_", " "))}</th></tr>'
     rows = "".join(
-        f'<tr><th scope="row"><span class="letter small c{index % 7} solid">{_letter(index)}</span></th>'
-        f'<td class="chart">{bar(value, scale, color=index % 7)}</td><td class="number">{_signed_text(value, plus=True, digits=2)}</td></tr>'
+        f'<tr><th scope="row"><span class="letter small c{index % _QUIET} solid">{_letter(index)}</span></th>'
+        f'<td class="chart">{bar(value, scale, color=index % _QUIET)}</td>'
+        f'<td class="number">{_signed_text(value, plus=True, digits=2)}</td></tr>'
         for index, value in values
     )
     return head + rows

@@ -19,9 +19,9 @@ from dmoerm.errors import DataError
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.batching import token_batches
 from dmoerm.modeling.inner import TASK_MEMBER, Aggregation, InnerModel, Judgement
-from dmoerm.modeling.router import GENERAL, ROUTER, Router
+from dmoerm.modeling.router import ROUTER, Router
 from dmoerm.records import ROLES, Message, Reward, ScoreFailure, prompt_hash
-from dmoerm.taxonomy import Taxonomy
+from dmoerm.taxonomy import GENERAL, Taxonomy
 
 __all__ = ["Prompt", "RewardModel", "ScoreRequest", "as_messages"]
 

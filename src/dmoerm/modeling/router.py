@@ -10,10 +10,9 @@ Shapes: B prompts, D hidden, T categories.
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GENERAL", "ROUTER", "Router"]
+from dmoerm.taxonomy import GENERAL
 
-GENERAL = "general"
-"""The fallback inner model, trained on the comparisons of every category."""
+__all__ = ["ROUTER", "Router"]
 
 ROUTER = "router"
 """Name of the adapter slot of a fine-tuned router."""

@@ -188,7 +188,7 @@ class _Side:
         inner = self._inner(run, task_epoch, expert_epoch)
         vectors = self._vectors(run.backbone, third)
         set_statistics(inner, vectors)
-        report = self._phase3(inner, [(inner, vectors, third)], {c.id: split_of(c.prompt, 5, self.plan.seed + 1) for c in third})
+        report = self._phase3(inner, [(inner, vectors, third)], {c.id: split_of(c.prompt, 5, self.plan.seed, "phase 3") for c in third})
         calibrate(inner, report, vectors, uwo_penalty=self.plan.aggregator.uwo_penalty)
         return self._result(inner, run.backbone, report, comparisons, labelled, task_epoch, expert_epoch, [run.task_results[-1]], [])
 
@@ -373,6 +373,6 @@ def _weighted(results: Sequence[EpochResult]) -> float:
 
 def _in_holdout(comparison: Comparison, plan: InnerPlan) -> bool:
     """The part of the comparisons that phase 1 does not see, by prompt, to the nearest per cent."""
-    return split_of(comparison.prompt, 100, plan.seed) < round(plan.holdout_fraction * 100)
+    return split_of(comparison.prompt, 100, plan.seed, "holdout") < round(plan.holdout_fraction * 100)
 
 

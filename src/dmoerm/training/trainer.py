@@ -10,7 +10,7 @@ Shapes: B rows, K members, D hidden, P pairs.
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from dmoerm.training.losses import pairwise_loss, ranking_loss
 from dmoerm.training.rows import Rows, TrunkStates, autocast, to_device
 from dmoerm.modeling.batching import token_batches
 
-__all__ = ["EpochResult", "Item", "PhaseSettings", "RankingModule", "run_phase"]
+__all__ = ["EpochResult", "Item", "PhaseSettings", "RankingModule", "best_epoch", "only_these_learn", "restore", "run_phase", "train_classifier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,10 @@ class RankingModule(nn.Module):
         """Parameters that learn, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def row_lengths(self, item: Item) -> list[int]:
+        """Tokens of each row of an item."""
+        return self._rows.lengths(item.rows)
+
     def rewards(self, batch: dict[str, Tensor]) -> Tensor:
         """Member scalars of a batch, shape (B, K)."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
@@ -149,15 +153,26 @@ class RankingModule(nn.Module):
         return float(torch.stack(by_member).mean()), float(right_P.mean()), int(loss_P.numel())
 
 
-class _ItemTrainer(Trainer):
+class _LengthGroupedTrainer(Trainer):
     """The Trainer, drawing items of like length together so that little padding is computed."""
 
+    def __init__(self, lengths: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._lengths = list(lengths)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        items = train_dataset if train_dataset is not None else self.train_dataset
-        module: RankingModule = self.model
-        lengths = [max(module._rows.lengths(item.rows)) for item in items]
         generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths, generator=generator)
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=self._lengths, generator=generator)
+
+
+class _Steps(TrainerCallback):
+    """Reports each step."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self.report = report
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.report(state.global_step, state.max_steps)
 
 
 class _Epochs(TrainerCallback):
@@ -212,6 +227,35 @@ def run_phase(
     epochs.take(0)
     if stop == 0:
         return epochs.results
+    lengths = [max(module.row_lengths(item)) for item in items]
+    _train(module, list(items), module.collate, settings, module.backbone.device, lengths, [epochs])
+    return epochs.results
+
+
+def train_classifier(
+    module: nn.Module,
+    learning: Iterable[nn.Parameter],
+    count: int,
+    batch_of: Callable[[Sequence[int]], dict[str, Tensor]],
+    settings: PhaseSettings,
+    *,
+    report: Callable[[int, int], None] = lambda step, total: None,
+) -> None:
+    """Train a module whose forward returns {"loss": …} on `count` examples; `batch_of` makes a batch from their numbers."""
+    only_these_learn(module, learning)
+    device = next(module.parameters()).device
+    _train(module, list(range(count)), batch_of, settings, device, [1] * count, [_Steps(report)])
+
+
+def _train(
+    module: nn.Module,
+    examples: list[Any],
+    collate: Callable[[Any], dict[str, Tensor]],
+    settings: PhaseSettings,
+    device: torch.device,
+    lengths: Sequence[int],
+    callbacks: list[TrainerCallback],
+) -> None:
     with tempfile.TemporaryDirectory(prefix="dmoerm-") as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -224,21 +268,22 @@ def run_phase(
             max_grad_norm=settings.max_gradient_norm,
             lr_scheduler_type="linear",
             bf16=settings.bf16,
-            use_cpu=module.backbone.device.type == "cpu",
+            use_cpu=device.type == "cpu",
             seed=settings.seed,
             report_to=list(settings.report_to) or "none",
-            gradient_checkpointing=False,
+            gradient_checkpointing=settings.gradient_checkpointing,
             save_strategy="no",
             logging_strategy="epoch" if settings.report_to else "no",
             logging_nan_inf_filter=False,
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_pin_memory=module.backbone.device.type == "cuda",
+            dataloader_pin_memory=device.type == "cuda",
         )
-        trainer = _ItemTrainer(model=module, args=arguments, train_dataset=list(items), data_collator=module.collate, callbacks=[epochs])
+        trainer = _LengthGroupedTrainer(
+            lengths, model=module, args=arguments, train_dataset=examples, data_collator=collate, callbacks=callbacks
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return epochs.results
 
 
 def best_epoch(folds: Sequence[Sequence[EpochResult]], *, least: int = 0) -> int:
@@ -265,8 +310,3 @@ def only_these_learn(module: nn.Module, parameters: Iterable[nn.Parameter]) -> N
         parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-
-
-def with_seed(settings: PhaseSettings, seed: int) -> PhaseSettings:
-    """The same settings with another seed."""
-    return replace(settings, seed=seed)

@@ -1,0 +1,275 @@
+"""A whole run: data to trained model. Router, then the three phases for every category and for the fallback, in one backbone.
+
+`train_model` takes records and is what Python users call; `train_recipe` reads the files of a recipe, trains, and saves the artifact
+with its resolved recipe and `metrics.jsonl` beside it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmoerm.data.rendering import Renderer
+from dmoerm.data.sources import RunData, load_run_data
+from dmoerm.errors import ConfigError, TrainingError
+from dmoerm.modeling.backbone import Backbone, load_tokenizer
+from dmoerm.modeling.inner import InnerModel
+from dmoerm.modeling.reward_model import RewardModel, prompt_vectors
+from dmoerm.modeling.router import Router
+from dmoerm.recipe import Recipe, dump_recipe, recipe_hash
+from dmoerm.records import Comparison
+from dmoerm.taxonomy import GENERAL
+from dmoerm.training.inner import InnerPlan, InnerResult, Workspace, train_inner
+from dmoerm.training.phase1 import TaskModelShape, task_vectors
+from dmoerm.training.phase2 import ExpertShape
+from dmoerm.training.phase3 import AggregatorSettings
+from dmoerm.training.progress import RunLog
+from dmoerm.training.router import RouterData, train_router
+from dmoerm.training.rows import Rows, TrunkStates
+from dmoerm.training.trainer import PhaseSettings
+
+__all__ = ["Prepared", "TrainResult", "inner_plan", "prepare", "train_model", "train_recipe"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A trained model, the comparisons it has not seen, and what was measured on the way."""
+
+    model: RewardModel
+    test: tuple[Comparison, ...]
+    metrics: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What every model of a run starts from: backbone, tokenizer, rendered rows, trunk states. Several models may be trained on one."""
+
+    backbone: Backbone
+    renderer: Renderer
+    work: Workspace
+    comparisons: list[Comparison]
+    labelled: list[Comparison]
+
+
+def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False) -> TrainResult:
+    """Run a recipe from its files to the saved model at `recipe.output`.
+
+    Raises:
+        DataError: its data cannot be used.
+        TrainingError: nothing can be trained, or a phase fails.
+        ArtifactError: the output folder is taken.
+    """
+    from dmoerm.modeling.artifact import check_target
+
+    check_target(recipe.output, overwrite=overwrite)
+    data = load_run_data(recipe)
+    run_folder = recipe.output.with_name(recipe.output.name + "-run")
+    with RunLog(run_folder, quiet=quiet) as log:
+        (run_folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        result = train_model(data, recipe, log=log)
+        result.model.save_pretrained(recipe.output, overwrite=overwrite)
+        log.say(f"saved to {recipe.output}")
+    return result
+
+
+def train_model(data: RunData, recipe: Recipe, *, log: RunLog | None = None) -> TrainResult:
+    """Train the double-layer model on records already read; see `train_recipe`."""
+    log = log or RunLog(None, quiet=True)
+    prepared = prepare(data.comparisons, data.labelled, recipe, log)
+    finetune = _router_settings(recipe, prepared.work.bf16) if recipe.router.features == "finetuned" else None
+    labelled_prompts = [*data.prompts, *((c.prompt, c.category) for c in (*data.comparisons, *data.labels) if c.category is not None)]
+    router, router_metrics = train_router(
+        prepared.backbone,
+        prepared.renderer,
+        RouterData.of(labelled_prompts),
+        data.taxonomy.category_names,
+        general_below=recipe.router.general_below,
+        finetune=finetune,
+        rank=recipe.experts.rank,
+        seed=recipe.seed,
+        log=log,
+    )
+    comparisons = with_categories(prepared.comparisons, prepared, router)
+    labelled = with_categories(prepared.labelled, prepared, router)
+    plan = inner_plan(recipe, prepared)
+    results: dict[str, InnerResult] = {}
+    for category in data.taxonomy.categories:
+        own = [c for c in comparisons if c.category == category.name]
+        preferred = sum(c.has_preference for c in own)
+        if preferred < recipe.task_model.minimum_comparisons:
+            if preferred:
+                log.say(f"{category.name}: {preferred} comparisons, fewer than {recipe.task_model.minimum_comparisons}; the fallback (general) judges it")
+            continue
+        own_labels = [c for c in labelled if c.category == category.name]
+        results[category.name] = train_inner(prepared.work, category.name, own, own_labels, category.capability_names, plan)
+    results[GENERAL] = train_inner(prepared.work, GENERAL, comparisons, labelled, data.taxonomy.capability_names, plan)
+    metrics = _metrics(results, router_metrics, prepared)
+    model = assemble(prepared, router, results, recipe, data, metrics)
+    return TrainResult(model, data.test, metrics)
+
+
+def prepare(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], recipe: Recipe, log: RunLog) -> Prepared:
+    """Load the backbone, render every row, and run the frozen trunk over them once.
+
+    Raises:
+        TrainingError: more rows are unusable than `data.max_drop_fraction` allows, or nothing is left.
+    """
+    backbone = Backbone.load(
+        recipe.backbone.name,
+        revision=recipe.backbone.revision,
+        pooling=recipe.backbone.pooling,
+        attention=recipe.backbone.attention,
+        target_modules=recipe.backbone.target_modules,
+    ).to(_device(recipe))
+    tokenizer = load_tokenizer(recipe.backbone.name, recipe.backbone.revision)
+    renderer = Renderer(tokenizer, recipe.backbone.max_length_tokens)
+    rows = Rows(tokenizer.pad_token_id)
+    ranked = rows.add(comparisons, renderer)
+    labels = rows.add(labelled, renderer)
+    dropped = len(comparisons) + len(labelled) - len(ranked) - len(labels)
+    if dropped > recipe.data.max_drop_fraction * (len(comparisons) + len(labelled)):
+        raise TrainingError(
+            f"{dropped} of {len(comparisons) + len(labelled)} comparisons have an empty response or a prompt that cannot be rendered, more than "
+            f"data.max_drop_fraction ({recipe.data.max_drop_fraction:g}). Fix them, or raise that limit."
+        )
+    counts = rows.counts
+    log.say(
+        f"rendered {counts.kept} responses; cut: {counts.truncated_prompt} prompts, {counts.truncated_response} responses; dropped: {counts.dropped_empty}"
+    )
+    bf16 = use_bf16(recipe, backbone.device)
+    numbers = sorted({row for c in [*ranked, *labels] for row in rows.of_comparison[c.id]})
+    states = None
+    if recipe.task_model.kind == "lora":
+        layer = backbone.first_layer(recipe.task_model.depth)
+        if layer > 0 and TrunkStates.bytes_needed(rows, numbers, backbone.hidden_size, bf16=bf16) <= recipe.training.trunk_cache_mib * 2**20:
+            states = TrunkStates.compute(backbone, rows, numbers, layer, bf16=bf16)
+    base_numbers = sorted({row for c in ranked for row in rows.of_comparison[c.id]})
+    vectors = task_vectors(backbone, rows, base_numbers, task=None, states=states, bf16=bf16)
+    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log), ranked, labels)
+
+
+def with_categories(comparisons: Sequence[Comparison], prepared: Prepared, router: Router) -> list[Comparison]:
+    """Comparisons without a category get the router's first choice."""
+    unknown = [c for c in comparisons if c.category is None]
+    if not unknown or not router.categories:
+        return list(comparisons)
+    vectors = prompt_vectors(prepared.backbone, prepared.renderer, [c.prompt for c in unknown], finetuned=router.finetuned)
+    with torch.no_grad():
+        best = router.to(vectors.device).logits(vectors).argmax(-1).tolist()
+    chosen = {c.id: router.categories[index] for c, index in zip(unknown, best, strict=True)}
+    return [replace(c, category=chosen.get(c.id, c.category)) for c in comparisons]
+
+
+def assemble(
+    prepared: Prepared, router: Router, results: dict[str, InnerResult], recipe: Recipe, data: RunData, metrics: dict[str, Any]
+) -> RewardModel:
+    """Put the trained parts together."""
+    own = {name: result.backbone for name, result in results.items() if result.backbone is not prepared.backbone}
+    inner: dict[str, InnerModel] = {name: result.inner for name, result in results.items()}
+    return RewardModel(
+        prepared.backbone,
+        prepared.renderer,
+        router,
+        inner,
+        own_backbones=own,
+        taxonomy=data.taxonomy,
+        aggregation=recipe.aggregator.default,
+        uwo_penalty=recipe.aggregator.uwo_penalty,
+        metadata={"recipe_hash": recipe_hash(recipe), "recipe": dump_recipe(recipe), "version": version("dmoerm"), **metrics},
+    ).to(prepared.backbone.device)
+
+
+def inner_plan(recipe: Recipe, prepared: Prepared) -> InnerPlan:
+    """The recipe's phases as the inner models need them."""
+    bf16 = prepared.work.bf16
+    shared = {
+        "seed": recipe.seed,
+        "bf16": bf16,
+        "report_to": recipe.training.report_to,
+        "gradient_checkpointing": recipe.training.gradient_checkpointing,
+    }
+    task, expert, aggregator = recipe.task_model, recipe.experts, recipe.aggregator
+    return InnerPlan(
+        task_shape=TaskModelShape(None if task.kind == "full" else task.depth, task.rank, task.alpha, task.dropout),
+        expert_shape=ExpertShape(expert.depth, expert.rank, expert.alpha, expert.dropout, expert.with_task_model),
+        task_settings=PhaseSettings(
+            learning_rate=task.learning_rate,
+            epochs=task.epochs,
+            comparisons_per_batch=task.comparisons_per_batch,
+            weight_decay=task.weight_decay,
+            warmup_fraction=task.warmup_fraction,
+            gradient_accumulation_steps=task.gradient_accumulation_steps,
+            **shared,
+        ),
+        expert_settings=PhaseSettings(
+            learning_rate=expert.learning_rate,
+            epochs=expert.epochs,
+            comparisons_per_batch=expert.comparisons_per_batch,
+            weight_decay=expert.weight_decay,
+            warmup_fraction=expert.warmup_fraction,
+            gradient_accumulation_steps=task.gradient_accumulation_steps,
+            **shared,
+        ),
+        aggregator=AggregatorSettings(
+            learning_rate=aggregator.learning_rate,
+            weight_decay=aggregator.weight_decay,
+            epochs=aggregator.epochs,
+            members=aggregator.members,
+            units=prepared.backbone.hidden_size if aggregator.hidden_size == "hidden" else aggregator.hidden_size,
+            seed=recipe.seed,
+            uwo_penalty=aggregator.uwo_penalty,
+        ),
+        folds=aggregator.cross_fit_folds,
+        holdout_fraction=aggregator.holdout_fraction,
+        minimum_labels=expert.minimum_labels,
+        seed=recipe.seed,
+        trunk_cache_mib=recipe.training.trunk_cache_mib,
+    )
+
+
+def use_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether phases 1 and 2 run in bf16: as the recipe says, or where the device computes in it."""
+    if recipe.training.precision != "auto":
+        return recipe.training.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # A CPU without bf16 instructions emulates them, many times slower than float32, though torch calls bf16 "supported".
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _device(recipe: Recipe) -> torch.device:
+    name = recipe.training.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"training.device is {name!r}; expected auto, cpu, cuda, cuda:1 or mps") from error
+
+
+def _router_settings(recipe: Recipe, bf16: bool) -> PhaseSettings:
+    return PhaseSettings(
+        learning_rate=recipe.router.learning_rate,
+        epochs=recipe.router.epochs,
+        comparisons_per_batch=recipe.task_model.comparisons_per_batch,
+        weight_decay=0.0,
+        warmup_fraction=0.1,
+        gradient_accumulation_steps=1,
+        seed=recipe.seed,
+        bf16=bf16,
+        report_to=recipe.training.report_to,
+    )
+
+
+def _metrics(results: dict[str, InnerResult], router: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
+    counts = prepared.work.rows.counts
+    return {
+        "router": router,
+        "categories": {name: result.metrics for name, result in results.items()},
+        "rendering": {"kept": counts.kept, "truncated_prompt": counts.truncated_prompt, "truncated_response": counts.truncated_response},
+        "labels": dict(Counter(label.capability for c in prepared.labelled for label in c.labels)),
+    }
