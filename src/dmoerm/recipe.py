@@ -43,8 +43,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 PAPER_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
-    "task_model": {"kind": "full", "depth": "all"},
-    "experts": {"depth": "all", "rank": 32, "alpha": 32, "dropout": 0.05},
+    "task_model": {"kind": "full", "depth": "all", "fit_head": False},
+    "experts": {"depth": "all", "rank": 32, "alpha": 32, "dropout": 0.05, "fit_heads": False},
     "aggregator": {"cross_fit_folds": None, "holdout_fraction": 0.4, "hidden_size": "hidden"},
 }
 """What `schedule: paper` sets (arXiv 2403.01197): 60 % of the comparisons for phase 1, 40 % for phase 3, full fine-tuning, rank 32."""
@@ -60,7 +60,7 @@ class BackboneOptions(Section):
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub; null takes the newest and records its commit.")
     max_length_tokens: Annotated[int, Field(ge=8)] = Field(256, description="Token budget for prompt and response together.")
-    pooling: Literal["auto", "mean", "last", "first"] = Field(
+    pooling: Literal["auto", "mean", "spread", "last", "first"] = Field(
         "auto", description="Where the vector of a text is read; auto: the mean over the tokens of an encoder, the last token of a decoder."
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
@@ -121,6 +121,9 @@ class TaskModelOptions(Section):
     weight_decay: NotNegative = Field(0.01, description="Decoupled weight decay (AdamW).")
     warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
     gradient_accumulation_steps: Count = Field(1, description="Batches whose gradients are added up before one step.")
+    fit_head: bool = Field(
+        True, description="Start from a head fitted on the frozen vectors (linear probing before fine-tuning) instead of a random one."
+    )
     minimum_comparisons: Count = Field(
         20, description="A category with fewer comparisons gets no inner model of its own; the fallback (general) judges it."
     )
@@ -140,6 +143,9 @@ class ExpertOptions(Section):
     comparisons_per_batch: Count = Field(16, description="Comparisons per step and device.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay (AdamW).")
     warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
+    fit_heads: bool = Field(
+        True, description="Start each expert's head from the task model's head refitted to its labels; false: a plain copy (the paper)."
+    )
     with_task_model: bool = Field(False, description="The task model itself is one more member beside its experts.")
     minimum_labels: Count = Field(20, description="A capability with fewer labels that prefer one response gets no expert.")
 

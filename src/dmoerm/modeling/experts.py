@@ -14,7 +14,7 @@ Source: LoRA (arXiv 2106.09685) for the update and its initialisation; the share
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Pass:
         experts: category whose expert stack is added from `fan_out_at` on, or None.
         fan_out_at: layer in which B rows become copies·B rows.
         copies: K.
-        pooled_index_B: when set, the top layer is computed for this one position of each row.
+        pooled_index_BP: when set, the top layer is computed for these P positions of each row alone.
         rows: B, known once the first layer runs.
         layer: index of the layer now running.
     """
@@ -49,13 +49,13 @@ class Pass:
     experts: str | None = None
     fan_out_at: int | None = None
     copies: int = 1
-    pooled_index_B: Tensor | None = None
+    pooled_index_BP: Tensor | None = None
     rows: int = 0
     layer: int = -1
     repeated: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def repeat(self, value: Any) -> Any:
-        """`value` with every tensor of B rows repeated to copies·B rows; each tensor once per pass, since every layer gets the same ones."""
+        """`value` with every tensor of B rows repeated to copies·B rows; each tensor once per pass: every layer gets the same ones."""
         if isinstance(value, Tensor):
             if value.dim() == 0 or value.shape[0] != self.rows or self.rows == 1:
                 return value
@@ -167,18 +167,20 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         run = self._holder.current
         if run is None:
-            return self.base(x)
+            return self.base(x)  # type: ignore[no-any-return]
         fans_out_here = run.fan_out_at == run.layer and self.reads_layer_input and run.copies > 1
         if fans_out_here:
             x = x[: run.rows]
-        y = self.base(x)
-        task = self.task[run.task] if run.task is not None and run.task in self.task else None
+        y: Tensor = self.base(x)
+        task = cast(LowRank, self.task[run.task]) if run.task is not None and run.task in self.task else None
         if task is not None:
             y = task.add_to(y.flatten(0, -2), x.flatten(0, -2), shared=True).view(*x.shape[:-1], -1)
-        expert_active = run.experts is not None and run.experts in self.experts and run.fan_out_at is not None and run.layer >= run.fan_out_at
+        expert_active = (
+            run.experts is not None and run.experts in self.experts and run.fan_out_at is not None and run.layer >= run.fan_out_at
+        )
         if expert_active:
             shared = fans_out_here or run.copies == 1
-            y = self.experts[run.experts].add_to(y.flatten(0, -2), x.flatten(0, -2), shared=shared)
+            y = cast(LowRank, self.experts[cast(str, run.experts)]).add_to(y.flatten(0, -2), x.flatten(0, -2), shared=shared)
             return y.view(run.copies * x.shape[0] if shared else x.shape[0], *x.shape[1:-1], -1)
         return repeat_rows(y, run.copies) if fans_out_here else y
 

@@ -23,7 +23,8 @@ __all__ = ["AGGREGATIONS", "Aggregation", "Aggregator", "InnerModel", "Judgement
 
 Aggregation = Literal["mlp", "mean", "wco", "uwo", "task"]
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
-"""mlp: the aggregator. mean, wco (worst member), uwo (mean minus penalty times variance): over standardised members. task: the task model."""
+"""mlp: the aggregator. mean, wco (worst member), uwo (mean minus penalty times variance): over standardised members.
+task: the task model."""
 
 TASK_MEMBER = "task_model"
 """Name of the member that is the task model itself, without an expert on top."""

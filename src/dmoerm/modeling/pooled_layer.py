@@ -1,15 +1,16 @@
-"""The top layer of a backbone, computed for the pooled position alone.
+"""The top layer of a backbone, computed for the pooled positions alone.
 
-When only one position of the top layer feeds the head (last token of a decoder, first token of an encoder), that layer needs keys and
-values at all positions but its query, output projection and MLP at one. We compute the keys and values ourselves and let the layer's
-own forward run on a single position, handing it the rest through the cache interface. So norms, gates, soft caps and residuals stay
-the model's own code. This depends on how a family computes its keys, hence the list of families; others take the general path.
+When few positions of the top layer feed the head (the last token of a decoder, the first token of an encoder, some evenly spaced
+ones), that layer needs keys and values at all positions but its query, output projection and MLP at those. We compute the keys and
+values ourselves and let the layer's own forward run on the few positions, handing it the rest through the cache interface. So norms,
+gates, soft caps and residuals stay the model's own code. This depends on how a family computes its keys, hence the list of families;
+others take the general path.
 
-Shapes: B rows (K·B where the rows have fanned out before), L tokens, D hidden, H key heads, E head width.
+Shapes: B rows (K·B where the rows have fanned out before), L tokens, P pooled positions, D hidden, H key heads, E head width.
 """
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ BERT_ENCODERS = frozenset({"BertSelfAttention", "RobertaSelfAttention", "XLMRobe
 
 
 class _GivenKeysValues:
-    """Stands in for a cache: whatever the layer computed for its one position, hands back the keys and values of all positions."""
+    """Stands in for a cache: whatever the layer computed for its few positions, hands back the keys and values of all positions."""
 
     is_compileable = False
 
@@ -41,7 +42,7 @@ class _GivenKeysValues:
 
 def _attention(layer: nn.Module) -> nn.Module | None:
     if hasattr(layer, "self_attn"):
-        return layer.self_attn  # type: ignore[no-any-return]
+        return cast(nn.Module, layer.self_attn)
     inner = getattr(getattr(layer, "attention", None), "self", None)
     return inner if isinstance(inner, nn.Module) else None
 
@@ -53,30 +54,33 @@ def supports_pooled_layer(layer: nn.Module, attention_implementation: str | None
 
 
 def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], run: Pass) -> Tensor:
-    """Output of `layer` at `run.pooled_index_B` only, shape (rows, 1, D); rows is K·B when the experts are active.
+    """Output of `layer` at `run.pooled_index_BP` only, shape (rows, P, D); rows is K·B when the experts are active.
 
     Args:
         layer: a layer for which `supports_pooled_layer` holds.
         hidden_BLD: its input: B rows, or K·B rows where they have fanned out before.
         args: further positional arguments of the model's own call (BERT passes its mask so).
         kwargs: keyword arguments of the model's own call.
-        run: the current pass; `pooled_index_B` has B entries.
+        run: the current pass.
     """
-    assert run.pooled_index_B is not None
+    assert run.pooled_index_BP is not None
     kwargs = dict(kwargs)
     mask = kwargs.pop("attention_mask", args[0] if args else None)
     fans_out_here = run.fan_out_at == run.layer and run.copies > 1
     has_fanned_out = hidden_BLD.shape[0] != run.rows
-    index_B = run.pooled_index_B
-    row_mask = _at_position(mask, index_B, dim=2)
+    index_BP = run.pooled_index_BP
+    if mask is not None:
+        row_mask: Tensor | None = _at_positions(mask, index_BP, dim=2)
+    else:
+        row_mask = _causal_rows(layer, hidden_BLD, index_BP)
     positions = kwargs.pop("position_embeddings", None)
-    row_positions = None if positions is None else tuple(_at_position(part, index_B, dim=1) for part in positions)
+    row_positions = None if positions is None else tuple(_at_positions(part, index_BP, dim=1) for part in positions)
     if has_fanned_out:
         positions = run.repeat(positions)
     keys_values = _keys_values(layer, hidden_BLD, positions)
-    pooled_B1D = hidden_BLD[torch.arange(hidden_BLD.shape[0], device=hidden_BLD.device), run.repeat(index_B) if has_fanned_out else index_B, None]
+    pooled_BPD = _at_positions(hidden_BLD, run.repeat(index_BP) if has_fanned_out else index_BP, dim=1)
     if fans_out_here:
-        pooled_B1D = repeat_rows(pooled_B1D, run.copies)
+        pooled_BPD = repeat_rows(pooled_BPD, run.copies)
     if fans_out_here or has_fanned_out:
         row_mask, row_positions = run.repeat(row_mask), run.repeat(row_positions)
     if row_positions is not None:
@@ -84,11 +88,11 @@ def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kw
     kwargs["past_key_values"] = keys_values
     kwargs.pop("position_ids", None)
     kwargs.pop("use_cache", None)
-    return layer(pooled_B1D, attention_mask=row_mask, **kwargs)  # type: ignore[no-any-return]
+    return layer(pooled_BPD, attention_mask=row_mask, **kwargs)  # type: ignore[no-any-return]
 
 
-def _keys_values(layer: nn.Module, hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> _GivenKeysValues:
-    attention = _attention(layer)
+def _keys_values(layer: Any, hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> _GivenKeysValues:
+    attention: Any = _attention(layer)  # its parts differ by family, so no type says more
     assert attention is not None
     if type(attention).__name__ in BERT_ENCODERS:
         width = attention.attention_head_size
@@ -108,9 +112,19 @@ def _keys_values(layer: nn.Module, hidden_BLD: Tensor, positions: tuple[Tensor, 
     return _GivenKeysValues(key, value.view(*value.shape[:-1], -1, attention.head_dim).transpose(1, 2))
 
 
-def _at_position(x: Tensor | None, index_B: Tensor, dim: int) -> Tensor | None:
-    """Entry `index_B[b]` of row b along `dim`, that dim kept with size 1; a dim or batch of size 1 broadcasts."""
-    if x is None or x.shape[dim] == 1:
+def _causal_rows(layer: Any, hidden_BLD: Tensor, index_BP: Tensor) -> Tensor | None:
+    """What a causal layer means by no mask at all, written out for the pooled positions: shape (B, 1, P, L), additive."""
+    if not getattr(_attention(layer), "is_causal", False):
+        return None
+    later_BPL = torch.arange(hidden_BLD.shape[1], device=index_BP.device) > index_BP[:, :, None]
+    return torch.zeros(later_BPL.shape, dtype=hidden_BLD.dtype, device=hidden_BLD.device).masked_fill(
+        later_BPL, torch.finfo(hidden_BLD.dtype).min
+    )[:, None]
+
+
+def _at_positions(x: Tensor, index_BP: Tensor, dim: int) -> Tensor:
+    """Entries `index_BP[b]` of row b along `dim`; a dim or batch of size 1 broadcasts."""
+    if x.shape[dim] == 1:
         return x
-    rows = torch.arange(index_B.shape[0], device=index_B.device) if x.shape[0] > 1 else torch.zeros_like(index_B)
-    return x.transpose(1, dim)[rows, index_B].unsqueeze(1).transpose(1, dim)
+    rows_B1 = torch.arange(index_BP.shape[0], device=index_BP.device)[:, None]
+    return x.transpose(1, dim)[rows_B1 if x.shape[0] > 1 else torch.zeros_like(rows_B1), index_BP].transpose(1, dim)

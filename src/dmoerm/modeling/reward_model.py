@@ -232,7 +232,9 @@ class RewardModel:
     def _known_category(self, category: str | None) -> None:
         known = {GENERAL, *self.inner, *(c.name for c in self.taxonomy.categories)}
         if category is not None and category not in known:
-            raise DataError(f"category {category!r} is not one of this model's: {', '.join(sorted(known))}. Leave it out to let the router decide.")
+            raise DataError(
+                f"category {category!r} is not one of this model's: {', '.join(sorted(known))}. Leave it out to let the router decide."
+            )
 
     def _one_by_one(self, number: int, request: ScoreRequest, rows: list[_Row], message: str) -> list[Reward | ScoreFailure]:
         """Some response of this request cannot be rendered: keep those that can."""
@@ -241,7 +243,9 @@ class RewardModel:
         good = [index for index, text in enumerate(request.responses) if text.strip()]
         try:
             self._known_category(request.category)
-            rendered = dict(zip(good, self.renderer.render(request.prompt, [request.responses[i] for i in good]), strict=True)) if good else {}
+            rendered = (
+                dict(zip(good, self.renderer.render(request.prompt, [request.responses[i] for i in good]), strict=True)) if good else {}
+            )
         except DataError:
             rendered = {}
         for index in range(len(request.responses)):
@@ -295,7 +299,7 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
         DataError: it is empty, or a message has no known role or no text.
     """
     if isinstance(prompt, str):
-        messages = (Message("user", prompt),)
+        messages: tuple[Message, ...] = (Message("user", prompt),)
     else:
         messages = tuple(item if isinstance(item, Message) else _message(item) for item in prompt)
     if not messages or not any(message.content.strip() for message in messages):
@@ -306,7 +310,10 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
 def _message(item: Mapping[str, str]) -> Message:
     role, content = item.get("role"), item.get("content")
     if role not in ROLES or not isinstance(content, str):
-        raise DataError(f"a message of the prompt has role {role!r} and content of type {type(content).__name__}; expected role {', '.join(ROLES)} and a string")
+        raise DataError(
+            f"a message of the prompt has role {role!r} and content of type {type(content).__name__}; "
+            f"expected role {', '.join(ROLES)} and a string"
+        )
     return Message(role, content)
 
 

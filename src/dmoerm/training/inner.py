@@ -17,13 +17,13 @@ from torch import Tensor
 from dmoerm.data.splits import split_of
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.inner import InnerModel
-from dmoerm.records import CapabilityLabel, Comparison
-from dmoerm.training.phase1 import TaskModelShape, task_items, train_task_model
+from dmoerm.records import Comparison
+from dmoerm.training.phase1 import TaskModelShape, task_items, task_vectors, train_task_model
 from dmoerm.training.phase2 import ExpertShape, expert_items, train_experts
 from dmoerm.training.phase3 import AggregatorSettings, FitReport, VectorSet, calibrate, fit_aggregator, set_statistics
 from dmoerm.training.progress import RunLog
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
-from dmoerm.training.trainer import EpochResult, Item, PhaseSettings, RankingModule, best_epoch, restore
+from dmoerm.training.trainer import EpochResult, PhaseSettings, RankingModule, best_epoch, restore
 
 __all__ = ["InnerPlan", "InnerResult", "Workspace", "train_inner"]
 
@@ -107,7 +107,12 @@ class _Trained:
 
 
 def train_inner(
-    work: Workspace, category: str, comparisons: Sequence[Comparison], labelled: Sequence[Comparison], capabilities: Sequence[str], plan: InnerPlan
+    work: Workspace,
+    category: str,
+    comparisons: Sequence[Comparison],
+    labelled: Sequence[Comparison],
+    capabilities: Sequence[str],
+    plan: InnerPlan,
 ) -> InnerResult:
     """Train the inner model of one category.
 
@@ -149,7 +154,10 @@ class _Side:
     def cross_fitted(self, comparisons: list[Comparison], labelled: list[Comparison], folds: int) -> InnerResult:
         fold_of = {c.id: split_of(c.prompt, folds, self.plan.seed) for c in [*comparisons, *labelled]}
         used = sorted({fold_of[c.id] for c in comparisons if c.has_preference})
-        parts = [(self._part(comparisons, labelled, fold_of, fold, inside=False), self._part(comparisons, labelled, fold_of, fold, inside=True)) for fold in used]
+        parts = [
+            (self._part(comparisons, labelled, fold_of, fold, inside=False), self._part(comparisons, labelled, fold_of, fold, inside=True))
+            for fold in used
+        ]
         trained = [self._phase1(train, held, name=f"fold {index + 1} of {len(used)}") for index, (train, held) in enumerate(parts)]
         task_epoch = best_epoch([run.task_results for run in trained])
         for index, (run, (train, held)) in enumerate(zip(trained, parts, strict=True)):
@@ -230,12 +238,15 @@ class _Side:
             plan.expert_settings,
             task=self.task_slot,
             states=self._expert_states(run.backbone, [*train.labelled, *held.labelled]),
+            vectors=self._task_vectors(run.backbone, train.labelled) if plan.expert_shape.fit_heads else {},
             stop_after=stop_after,
             report=work.log.stepper(f"phase 2, {self.category}, {name}"),
         )
         self._tell("phase 2", name, run.expert_results, len(train.labelled))
 
-    def _phase3(self, inner: InnerModel, pieces: Sequence[tuple[InnerModel, Tensor, list[Comparison]]], fold_of: dict[str, int]) -> FitReport:
+    def _phase3(
+        self, inner: InnerModel, pieces: Sequence[tuple[InnerModel, Tensor, list[Comparison]]], fold_of: dict[str, int]
+    ) -> FitReport:
         penalty = self.plan.aggregator.uwo_penalty
         scalars, vectors, pairs, first, number = [], [], [], 0, 0
         raw: dict[str, list[Tensor]] = {}
@@ -261,18 +272,27 @@ class _Side:
         aggregator, report = fit_aggregator(data, self.plan.aggregator, {name: torch.cat(parts) for name, parts in raw.items()})  # type: ignore[misc]
         inner.aggregator.load_state_dict(aggregator.state_dict())
         self.work.log.record(
-            phase=3, category=self.category, steps=report.steps, loss=report.loss, accuracy=report.accuracy, mean_accuracy=report.mean_accuracy
+            phase=3,
+            category=self.category,
+            steps=report.steps,
+            loss=report.loss,
+            accuracy=report.accuracy,
+            mean_accuracy=report.mean_accuracy,
         )
         self.work.log.say(
-            f"phase 3, {self.category}: {number} comparisons, held out: aggregator {report.accuracy:.3f}, mean of members {report.mean_accuracy:.3f}, "
-            f"{report.steps} steps"
+            f"phase 3, {self.category}: {number} comparisons, held out: aggregator {report.accuracy:.3f}, "
+            f"mean of members {report.mean_accuracy:.3f}, {report.steps} steps"
         )
         return report
 
     # --- small things -------------------------------------------------------------------------------------------------------------
 
-    def _part(self, comparisons: list[Comparison], labelled: list[Comparison], fold_of: dict[str, int], fold: int, *, inside: bool) -> _Part:
-        return _Part([c for c in comparisons if (fold_of[c.id] == fold) == inside], [c for c in labelled if (fold_of[c.id] == fold) == inside])
+    def _part(
+        self, comparisons: list[Comparison], labelled: list[Comparison], fold_of: dict[str, int], fold: int, *, inside: bool
+    ) -> _Part:
+        return _Part(
+            [c for c in comparisons if (fold_of[c.id] == fold) == inside], [c for c in labelled if (fold_of[c.id] == fold) == inside]
+        )
 
     def _pairs(self, comparison: Comparison) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         return self.work.rows.of_comparison[comparison.id], [(pair.chosen, pair.rejected) for pair in comparison.pairs()]
@@ -289,6 +309,11 @@ class _Side:
         if below is not None and below.layer > layer:
             below = None
         return TrunkStates.compute(backbone, self.work.rows, numbers, layer, task=self.task_slot, below=below, bf16=self.work.bf16)
+
+    def _task_vectors(self, backbone: Backbone, labelled: Sequence[Comparison]) -> dict[int, Tensor]:
+        numbers = sorted({row for c in labelled for row in self.work.rows.of_comparison[c.id]})
+        states = None if self.full else self.work.states
+        return task_vectors(backbone, self.work.rows, numbers, task=self.task_slot, states=states, bf16=self.work.bf16)
 
     def _vectors(self, backbone: Backbone, comparisons: Sequence[Comparison]) -> Tensor:
         numbers = [row for c in comparisons for row in self.work.rows.of_comparison[c.id]]
@@ -310,7 +335,9 @@ class _Side:
         if run.experts is not None and expert_epoch is not None:
             expert = self.plan.expert_shape
             copies = run.experts.heads_KD.shape[0]
-            run.backbone.add_experts(self.category, copies, depth=expert.depth, rank=expert.rank, alpha=expert.alpha, dropout=expert.dropout)
+            run.backbone.add_experts(
+                self.category, copies, depth=expert.depth, rank=expert.rank, alpha=expert.alpha, dropout=expert.dropout
+            )
             restore(run.experts, run.expert_results[expert_epoch].weights)
 
     def _inner(self, run: _Trained, task_epoch: int, expert_epoch: int) -> InnerModel:
@@ -335,7 +362,9 @@ class _Side:
                 held_out_accuracy=result.accuracy, held_out_pairs=result.pairs,
             )  # fmt: skip
         held = ", ".join(f"{result.accuracy:.3f}" for result in results) if results[0].pairs else "none"
-        self.work.log.say(f"{phase}, {self.category}, {name}: {count} comparisons, {len(results) - 1} epochs, held-out agreement by epoch {held}")
+        self.work.log.say(
+            f"{phase}, {self.category}, {name}: {count} comparisons, {len(results) - 1} epochs, held-out agreement by epoch {held}"
+        )
 
     def _result(
         self,
@@ -374,5 +403,3 @@ def _weighted(results: Sequence[EpochResult]) -> float:
 def _in_holdout(comparison: Comparison, plan: InnerPlan) -> bool:
     """The part of the comparisons that phase 1 does not see, by prompt, to the nearest per cent."""
     return split_of(comparison.prompt, 100, plan.seed, "holdout") < round(plan.holdout_fraction * 100)
-
-

@@ -9,6 +9,7 @@ Shapes: D hidden, N pairs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
 from dmoerm.training.trainer import EpochResult, Item, PhaseSettings, RankingModule, only_these_learn, run_phase
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PRIOR_SCALE = 30.0
 
 __all__ = ["TaskModelShape", "fit_head", "task_items", "train_task_model"]
 
@@ -34,6 +39,7 @@ class TaskModelShape:
     rank: int
     alpha: float
     dropout: float
+    fit_head: bool = True
 
 
 def task_items(comparisons: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, int]]]]) -> list[Item]:
@@ -41,44 +47,54 @@ def task_items(comparisons: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, 
     return [Item(rows, tuple((better, worse, 0) for better, worse in pairs)) for rows, pairs in comparisons if pairs]
 
 
-def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], seed: int) -> Tensor:
-    """Head (D,) whose scalars order the items' pairs best: logistic regression on vector differences, strength by cross-validation.
+def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], seed: int, *, member: int = 0, prior_D: Tensor | None = None) -> Tensor:
+    """Head (D,) whose scalars order a member's pairs best: logistic regression on vector differences, strength by cross-validation.
 
     Args:
         vectors: pooled vector of each row, shape (D,).
         items: comparisons; folds never split one.
         seed: of the solver.
+        member: only pairs of this member count.
+        prior_D: a head to stay near: the fit is this head times a free factor plus a penalised difference.
     """
     differences, weights, groups = [], [], []
     for group, item in enumerate(items):
-        for (better, worse, _), weight in zip(item.pairs, item.weights(), strict=True):
-            differences.append(vectors[item.rows[better]] - vectors[item.rows[worse]])
-            weights.append(weight)
-            groups.append(group)
-    x = torch.stack(differences).numpy().astype(np.float64)
-    scale = x.std() + 1e-8
-    x, weight, group_N = x / scale, np.array(weights), np.array(groups)
-    strengths = PROBE_STRENGTHS
-    if len(items) >= 10:
+        for (better, worse, whose), weight in zip(item.pairs, item.weights(), strict=True):
+            if whose == member:
+                differences.append(vectors[item.rows[better]] - vectors[item.rows[worse]])
+                weights.append(weight)
+                groups.append(group)
+    x: Array = torch.stack(differences).double().numpy()
+    x /= (scale := x.std() + 1e-8)
+    weight_N, group_N = np.array(weights), np.array(groups)
+    if prior_D is not None:
+        margin_N = x @ prior_D.double().cpu().numpy()
+        # Scaled up so that its coefficient goes all but unpenalised.
+        x = np.concatenate([x, (PRIOR_SCALE * margin_N / (margin_N.std() + 1e-8))[:, None]], 1)
+    strength = PROBE_STRENGTHS[0]
+    if len(set(groups)) >= 10:
         folds = list(GroupKFold(5).split(x, groups=group_N))
         losses = [
-            np.mean([_held_out_loss(_probe(x[fit], weight[fit], strength, seed), x[held]) for fit, held in folds]) for strength in strengths
+            float(np.mean([_held_out_loss(_probe(x[fit], weight_N[fit], value, seed), x[held]) for fit, held in folds]))
+            for value in PROBE_STRENGTHS
         ]
-        strength = strengths[int(np.argmin(losses))]
-    else:
-        strength = strengths[0]
-    return torch.tensor(_probe(x, weight, strength, seed) / scale, dtype=torch.float32)
+        strength = PROBE_STRENGTHS[int(np.argmin(losses))]
+    head = _probe(x, weight_N, strength, seed)
+    if prior_D is not None:
+        factor = head[-1] * PRIOR_SCALE / (margin_N.std() + 1e-8)
+        head = head[:-1] + factor * prior_D.double().cpu().numpy()
+    return torch.tensor(head / scale, dtype=torch.float32)
 
 
-def _probe(x: np.ndarray, weight: np.ndarray, strength: float, seed: int) -> np.ndarray:
+def _probe(x: Array, weight_N: Array, strength: float, seed: int) -> Array:
     both = np.concatenate([x, -x])
     target = np.concatenate([np.ones(len(x)), np.zeros(len(x))])
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=500, random_state=seed)
-    model.fit(both, target, sample_weight=np.concatenate([weight, weight]))
+    model.fit(both, target, sample_weight=np.concatenate([weight_N, weight_N]))
     return np.asarray(model.coef_[0])
 
 
-def _held_out_loss(coefficients: np.ndarray, x: np.ndarray) -> float:
+def _held_out_loss(coefficients: Array, x: Array) -> float:
     return float(np.logaddexp(0.0, -(x @ coefficients)).mean())
 
 
@@ -120,7 +136,8 @@ def train_task_model(
     else:
         backbone.add_task_adapter(category, depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)
         learning = [parameter for update in backbone.adapters("task", category).values() for parameter in update.parameters()]
-    head = nn.Parameter(fit_head(base_vectors, items, settings.seed).unsqueeze(0).to(backbone.device))
+    first = fit_head(base_vectors, items, settings.seed) if shape.fit_head else torch.randn(backbone.hidden_size) / backbone.hidden_size
+    head = nn.Parameter(first.unsqueeze(0).to(backbone.device))
     module = RankingModule(backbone, rows, head, task=category, experts=None, states=states)
     only_these_learn(module, [*learning, head])
     return module, run_phase(module, items, held_out, settings, stop_after=stop_after, report=report)

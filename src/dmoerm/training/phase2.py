@@ -1,7 +1,9 @@
 """Phase 2: the experts. All capabilities of a category learn in the same pass over the frozen task model.
 
-A comparison carries labels for some capabilities; each label trains its own expert, a missing one trains nobody. Heads start as
-copies of the task model's head, experts start as the identity, so before the first step every expert is the task model.
+A comparison carries labels for some capabilities; each label trains its own expert, a missing one trains nobody. The low-rank updates
+start at zero, so before the first step every expert's vector is the task model's. Its head starts from the task model's head: a copy of
+it (the paper), or that head refitted to the expert's own labels and held near the original, which costs next to nothing and gives the
+experts something to specialise from.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.records import CapabilityLabel
+from dmoerm.training.phase1 import fit_head
 from dmoerm.training.rows import Rows, TrunkStates
 from dmoerm.training.trainer import EpochResult, Item, PhaseSettings, RankingModule, only_these_learn, run_phase
 
@@ -27,6 +30,7 @@ class ExpertShape:
     alpha: float
     dropout: float
     task_member: bool
+    fit_heads: bool = True
 
 
 def expert_items(
@@ -56,6 +60,7 @@ def train_experts(
     *,
     task: str | None,
     states: TrunkStates | None,
+    vectors: dict[int, Tensor],
     stop_after: int | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
 ) -> tuple[RankingModule, list[EpochResult]]:
@@ -73,6 +78,7 @@ def train_experts(
         settings: optimisation.
         task: slot of the frozen task adapter, or None when the task model is a full fine-tune.
         states: trunk states below the experts, made with that task adapter active, or None.
+        vectors: the task model's pooled vector of each labelled row, for the first heads; unused when they are copies.
         stop_after: epochs to run of the schedule; None means all.
         report: called with (step, steps in all).
 
@@ -82,7 +88,11 @@ def train_experts(
     torch.manual_seed(settings.seed)
     copies = len(capabilities) + (1 if shape.task_member else 0)
     backbone.add_experts(category, copies, depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)
-    heads = nn.Parameter(task_head_D.detach().to(backbone.device).repeat(copies, 1))
+    first_KD = task_head_D.detach().cpu().repeat(copies, 1)
+    if shape.fit_heads:
+        for member in range(copies - len(capabilities), copies):
+            first_KD[member] = fit_head(vectors, items, settings.seed, member=member, prior_D=task_head_D)
+    heads = nn.Parameter(first_KD.to(backbone.device))
     module = RankingModule(backbone, rows, heads, task=task, experts=category, states=states)
     learning = [parameter for update in backbone.adapters("experts", category).values() for parameter in update.parameters()]
     only_these_learn(module, [*learning, heads])

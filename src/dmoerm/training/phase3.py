@@ -66,7 +66,9 @@ class FitReport:
     temperature: dict[Aggregation, float]
 
 
-def fit_aggregator(data: VectorSet, settings: AggregatorSettings, raw_by_aggregation: dict[Aggregation, Tensor]) -> tuple[Aggregator, FitReport]:
+def fit_aggregator(
+    data: VectorSet, settings: AggregatorSettings, raw_by_aggregation: dict[Aggregation, Tensor]
+) -> tuple[Aggregator, FitReport]:
     """Fit the aggregator, its bootstrap copies and the temperatures.
 
     Args:
@@ -98,13 +100,15 @@ def fit_aggregator(data: VectorSet, settings: AggregatorSettings, raw_by_aggrega
             margins_PF = (rewards_BS[data.chosen_P] - rewards_BS[data.rejected_P])[:, kept:]
             margin_P = margins_PF[held_PF]
             temperature = fit_temperature(margin_P, data.weight_P)
-            held_loss = float((pairwise_loss(margin_P / temperature, torch.zeros_like(margin_P)) * data.weight_P).sum() / data.weight_P.sum())
+            held_loss = float(
+                (pairwise_loss(margin_P / temperature, torch.zeros_like(margin_P)) * data.weight_P).sum() / data.weight_P.sum()
+            )
         if best is None or held_loss < best[0] - 1e-5:
             best = (held_loss, step, {name: value[:kept].clone() for name, value in model.state_dict().items()}, margin_P.clone())
         if step == settings.epochs:
             break
         optimizer.zero_grad()
-        (losses_PS * weight_PS).sum(0).div(weight_PS.sum(0)).sum().backward()
+        (losses_PS * weight_PS).sum(0).div(weight_PS.sum(0)).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert best is not None
     loss, steps, state, margin_P = best

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +101,10 @@ def train_model(data: RunData, recipe: Recipe, *, log: RunLog | None = None) -> 
         preferred = sum(c.has_preference for c in own)
         if preferred < recipe.task_model.minimum_comparisons:
             if preferred:
-                log.say(f"{category.name}: {preferred} comparisons, fewer than {recipe.task_model.minimum_comparisons}; the fallback (general) judges it")
+                log.say(
+                    f"{category.name}: {preferred} comparisons, fewer than {recipe.task_model.minimum_comparisons}; "
+                    "the fallback (general) judges it"
+                )
             continue
         own_labels = [c for c in labelled if c.category == category.name]
         results[category.name] = train_inner(prepared.work, category.name, own, own_labels, category.capability_names, plan)
@@ -133,19 +135,23 @@ def prepare(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], r
     dropped = len(comparisons) + len(labelled) - len(ranked) - len(labels)
     if dropped > recipe.data.max_drop_fraction * (len(comparisons) + len(labelled)):
         raise TrainingError(
-            f"{dropped} of {len(comparisons) + len(labelled)} comparisons have an empty response or a prompt that cannot be rendered, more than "
-            f"data.max_drop_fraction ({recipe.data.max_drop_fraction:g}). Fix them, or raise that limit."
+            f"{dropped} of {len(comparisons) + len(labelled)} comparisons have an empty response or a prompt that cannot be rendered, "
+            f"more than data.max_drop_fraction ({recipe.data.max_drop_fraction:g}). Fix them, or raise that limit."
         )
     counts = rows.counts
     log.say(
-        f"rendered {counts.kept} responses; cut: {counts.truncated_prompt} prompts, {counts.truncated_response} responses; dropped: {counts.dropped_empty}"
+        f"rendered {counts.kept} responses; cut: {counts.truncated_prompt} prompts, {counts.truncated_response} responses; "
+        f"dropped: {counts.dropped_empty}"
     )
     bf16 = use_bf16(recipe, backbone.device)
     numbers = sorted({row for c in [*ranked, *labels] for row in rows.of_comparison[c.id]})
     states = None
     if recipe.task_model.kind == "lora":
         layer = backbone.first_layer(recipe.task_model.depth)
-        if layer > 0 and TrunkStates.bytes_needed(rows, numbers, backbone.hidden_size, bf16=bf16) <= recipe.training.trunk_cache_mib * 2**20:
+        if (
+            layer > 0
+            and TrunkStates.bytes_needed(rows, numbers, backbone.hidden_size, bf16=bf16) <= recipe.training.trunk_cache_mib * 2**20
+        ):
             states = TrunkStates.compute(backbone, rows, numbers, layer, bf16=bf16)
     base_numbers = sorted({row for c in ranked for row in rows.of_comparison[c.id]})
     vectors = task_vectors(backbone, rows, base_numbers, task=None, states=states, bf16=bf16)
@@ -186,7 +192,7 @@ def assemble(
 def inner_plan(recipe: Recipe, prepared: Prepared) -> InnerPlan:
     """The recipe's phases as the inner models need them."""
     bf16 = prepared.work.bf16
-    shared = {
+    shared: dict[str, Any] = {
         "seed": recipe.seed,
         "bf16": bf16,
         "report_to": recipe.training.report_to,
@@ -194,8 +200,8 @@ def inner_plan(recipe: Recipe, prepared: Prepared) -> InnerPlan:
     }
     task, expert, aggregator = recipe.task_model, recipe.experts, recipe.aggregator
     return InnerPlan(
-        task_shape=TaskModelShape(None if task.kind == "full" else task.depth, task.rank, task.alpha, task.dropout),
-        expert_shape=ExpertShape(expert.depth, expert.rank, expert.alpha, expert.dropout, expert.with_task_model),
+        task_shape=TaskModelShape(None if task.kind == "full" else task.depth, task.rank, task.alpha, task.dropout, task.fit_head),
+        expert_shape=ExpertShape(expert.depth, expert.rank, expert.alpha, expert.dropout, expert.with_task_model, expert.fit_heads),
         task_settings=PhaseSettings(
             learning_rate=task.learning_rate,
             epochs=task.epochs,
@@ -236,7 +242,7 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
     if recipe.training.precision != "auto":
         return recipe.training.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     # A CPU without bf16 instructions emulates them, many times slower than float32, though torch calls bf16 "supported".
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 

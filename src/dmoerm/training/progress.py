@@ -49,7 +49,9 @@ class RunLog:
     def record(self, **values: Any) -> None:
         """One JSON line with these values and the seconds since the run began."""
         if self._file is not None:
-            self._file.write(json.dumps({"time_s": round(time.monotonic() - self._begin, 2), **values}, allow_nan=True, sort_keys=True) + "\n")
+            self._file.write(
+                json.dumps({"time_s": round(time.monotonic() - self._begin, 2), **values}, allow_nan=True, sort_keys=True) + "\n"
+            )
             self._file.flush()
 
     def say(self, text: str) -> None:

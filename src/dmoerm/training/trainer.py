@@ -20,11 +20,21 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dmoerm.errors import TrainingError
 from dmoerm.modeling.backbone import Backbone
+from dmoerm.modeling.batching import token_batches
 from dmoerm.training.losses import pairwise_loss, ranking_loss
 from dmoerm.training.rows import Rows, TrunkStates, autocast, to_device
-from dmoerm.modeling.batching import token_batches
 
-__all__ = ["EpochResult", "Item", "PhaseSettings", "RankingModule", "best_epoch", "only_these_learn", "restore", "run_phase", "train_classifier"]
+__all__ = [
+    "EpochResult",
+    "Item",
+    "PhaseSettings",
+    "RankingModule",
+    "best_epoch",
+    "only_these_learn",
+    "restore",
+    "run_phase",
+    "train_classifier",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +114,9 @@ class RankingModule(nn.Module):
 
     def rewards(self, batch: dict[str, Tensor]) -> Tensor:
         """Member scalars of a batch, shape (B, K)."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+        inputs: dict[str, Tensor] = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
         start = self._states.layer if self._states is not None else 0
-        pooled_BKD = self.backbone.pooled(
-            inputs, start=start, hidden_BLD=batch.get("hidden"), task=self._task, experts=self._experts
-        )
+        pooled_BKD = self.backbone.pooled(inputs, start=start, hidden_BLD=batch.get("hidden"), task=self._task, experts=self._experts)
         return (pooled_BKD * self.heads_KD.float()).sum(-1)
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
@@ -149,11 +157,11 @@ class RankingModule(nn.Module):
             rights.append((better > worse).float() + 0.5 * (better == worse).float())
             members.append(batch["expert"])
         loss_P, right_P, member_P = torch.cat(losses), torch.cat(rights), torch.cat(members)
-        by_member = [loss_P[member_P == member].mean() for member in member_P.unique()]
+        by_member = [loss_P[member_P == member].mean() for member in member_P.unique()]  # type: ignore[no-untyped-call]
         return float(torch.stack(by_member).mean()), float(right_P.mean()), int(loss_P.numel())
 
 
-class _LengthGroupedTrainer(Trainer):
+class _LengthGroupedTrainer(Trainer):  # type: ignore[misc]  # mypy does not follow transformers
     """The Trainer, drawing items of like length together so that little padding is computed."""
 
     def __init__(self, lengths: Sequence[int], **kwargs: Any) -> None:
@@ -162,10 +170,10 @@ class _LengthGroupedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=self._lengths, generator=generator)
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=self._lengths, generator=generator)  # type: ignore[no-any-return]
 
 
-class _Steps(TrainerCallback):
+class _Steps(TrainerCallback):  # type: ignore[misc]
     """Reports each step."""
 
     def __init__(self, report: Callable[[int, int], None]) -> None:
@@ -175,10 +183,12 @@ class _Steps(TrainerCallback):
         self.report(state.global_step, state.max_steps)
 
 
-class _Epochs(TrainerCallback):
+class _Epochs(TrainerCallback):  # type: ignore[misc]
     """Measures and copies the weights after each epoch; ends the run at the epoch the caller asked for; reports steps."""
 
-    def __init__(self, module: RankingModule, held_out: Sequence[Item], bf16: bool, stop_after: int, report: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, module: RankingModule, held_out: Sequence[Item], bf16: bool, stop_after: int, report: Callable[[int, int], None]
+    ) -> None:
         self.module, self.held_out, self.bf16, self.stop_after, self.report = module, held_out, bf16, stop_after, report
         self.results: list[EpochResult] = []
 
@@ -271,7 +281,7 @@ def _train(
             use_cpu=device.type == "cpu",
             seed=settings.seed,
             report_to=list(settings.report_to) or "none",
-            gradient_checkpointing=settings.gradient_checkpointing,
+            activation_checkpointing=settings.gradient_checkpointing,
             save_strategy="no",
             logging_strategy="epoch" if settings.report_to else "no",
             logging_nan_inf_filter=False,

@@ -1,0 +1,67 @@
+"""`dmoerm evaluate MODEL FILE…`: agreement with preferences, with intervals, beside baselines or another model."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from dmoerm.cli.main import DONE
+from dmoerm.cli.options import AGGREGATIONS, add_model, open_model, print_json, progress_line
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `dmoerm evaluate`."""
+    add_model(parser)
+    parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="comparisons with preferences, unseen by the model")
+    parser.add_argument("--format", default="auto", help="auto, native, pairs, judgements or trl; default: auto, by the keys of the rows")
+    parser.add_argument(
+        "--train",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="comparisons from which the baselines bag_of_words and author_prior learn",
+    )
+    parser.add_argument(
+        "--aggregation", choices=AGGREGATIONS, nargs="+", help="one row each; default: the model's own and mean. The first is the reference"
+    )
+    parser.add_argument("--against", metavar="OTHER", help="another model, which is then the reference of the differences")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--report", metavar="PAGE.html", type=Path, help="also write an HTML page")
+    parser.add_argument("--bad-rows", choices=("stop", "skip"), default="stop", help="on a row that cannot be used")
+    parser.add_argument("--bootstrap-samples", metavar="N", type=int, default=2000, help="resamples of the prompts behind an interval")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the bootstrap")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from dmoerm.evaluation.model_page import model_sections
+    from dmoerm.evaluation.report import write_report
+    from dmoerm.evaluation.run import evaluate_model, read_files
+
+    comparisons, formats, notes = read_files(args.files, format=args.format, bad_rows=args.bad_rows)
+    training, _, _ = read_files(args.train, bad_rows=args.bad_rows)
+    model = open_model(args.model, args.device)
+    report = evaluate_model(
+        model,
+        comparisons,
+        training=training,
+        aggregations=args.aggregation or list(dict.fromkeys((model.aggregation, "mean"))),
+        against=open_model(args.against, args.device) if args.against else None,
+        seed=args.seed,
+        samples=args.bootstrap_samples,
+        meta={"model": args.model, "files": ", ".join(f"{path} ({name})" for path, name in formats.items()), **_counts(notes)},
+        progress=progress_line("scored", quiet=args.quiet),
+    )
+    if args.json:
+        print_json(report.as_dict())
+    else:
+        print(report.as_table())
+    if args.report:
+        write_report(args.report, f"Agreement of {Path(args.model).name}", model_sections(report), subtitle=", ".join(map(str, args.files)))
+    return DONE
+
+
+def _counts(notes: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in notes.items() if count}

@@ -1,0 +1,102 @@
+"""Arguments that several verbs share, and what they stand for. No verb of its own."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmoerm.modeling.reward_model import RewardModel
+    from dmoerm.recipe import Recipe
+
+__all__ = ["AGGREGATIONS", "add_model", "add_recipe", "open_model", "print_json", "progress_line", "quiet_libraries", "read_recipe"]
+
+_SECONDS_BETWEEN_LINES = 30.0
+"""Between two progress lines where stderr is no terminal."""
+
+AGGREGATIONS = ("mlp", "mean", "wco", "uwo", "task")
+"""Those of `dmoerm.modeling.inner`, repeated because help must not load torch; a test compares them."""
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and --set."""
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="the YAML file")
+    parser.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="replace one value of the recipe; may be repeated"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL and --device."""
+    parser.add_argument("model", metavar="MODEL", help="a folder that dmoerm train wrote, or a Hub id")
+    parser.add_argument("--device", metavar="D", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+
+
+def read_recipe(path: Path, overrides: list[str]) -> "Recipe":
+    """The recipe with its overrides; the data files must be there."""
+    from dmoerm.recipe import load_recipe
+
+    return load_recipe(path, overrides)
+
+
+def open_model(name: str, device: str) -> "RewardModel":
+    """Load a saved model.
+
+    Raises:
+        ConfigError: torch knows no such device.
+        ArtifactError: there is no such model, or it is damaged.
+    """
+    from dmoerm.errors import ConfigError
+    from dmoerm.modeling.reward_model import RewardModel
+
+    quiet_libraries()
+    if device != "auto":
+        import torch
+
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"--device {device}: not usable here ({str(error).splitlines()[0]}); expected auto, cpu, cuda, cuda:1 or mps"
+            ) from error
+    return RewardModel.from_pretrained(name, device=device)
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars of libraries off stderr: our own lines say what is going on."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document to stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def progress_line(what: str, *, quiet: bool) -> Callable[[int, int | None], None]:
+    """A callback (done, all or None) for stderr: rate and time left, one changing line on a terminal, now and then a line elsewhere."""
+    from dmoerm.training.progress import clock
+
+    begin = shown = time.monotonic()
+    live = sys.stderr.isatty()
+    first: int | None = None
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal shown, first
+        first = done if first is None else first  # a resumed run begins late
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if quiet or (not live and now - shown < _SECONDS_BETWEEN_LINES):
+            return
+        shown = now
+        rate = (done - first) / max(now - begin, 1e-9)
+        left = f", {clock((total - done) / rate)} left" if total is not None and rate > 0 else ""
+        line = f"{what} {done:,}{'' if total is None else f' of {total:,}'}, {rate:,.0f} rows/s{left}"
+        sys.stderr.write(("\r\x1b[K" + ("" if finished else line)) if live else line + "\n")
+        sys.stderr.flush()
+
+    return report

@@ -1,0 +1,61 @@
+"""`dmoerm score MODEL IN OUT`: the reward of every response of a file."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from dmoerm.cli.main import DONE, PARTLY_DONE
+from dmoerm.cli.options import AGGREGATIONS, add_model, open_model, progress_line
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `dmoerm score`."""
+    add_model(parser)
+    parser.add_argument("source", metavar="IN.jsonl", type=Path, help='rows with "prompt" and "response" or "responses", or comparisons')
+    parser.add_argument("target", metavar="OUT.jsonl", type=Path, help="one row a response, in the order of the input; .gz compresses")
+    parser.add_argument("--aggregation", choices=AGGREGATIONS, help="default: the model's own")
+    parser.add_argument("--category", metavar="NAME", help="judge every row by this category and skip the router")
+    parser.add_argument("--batch-tokens", metavar="N", type=int, default=16384, help="token budget of a batch, padding counted")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an unfinished run of the same model, settings and input")
+    again.add_argument("--overwrite", action="store_true", help="replace the output, and forget an unfinished run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, and print a summary as one JSON line."""
+    from dmoerm.scoring.bulk import score_file
+
+    model = open_model(args.model, args.device)
+    try:
+        result = score_file(
+            model,
+            args.source,
+            args.target,
+            aggregation=args.aggregation,
+            category=args.category,
+            batch_tokens=args.batch_tokens,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            progress=progress_line("scored", quiet=args.quiet),
+        )
+    except KeyboardInterrupt:
+        print("what is done so far is kept: go on with --resume", file=sys.stderr)
+        raise
+    print(
+        json.dumps(
+            {
+                "output": str(result.path),
+                "rows": result.rows,
+                "resumed_rows": result.resumed_rows,
+                "responses": result.responses,
+                "failed": result.failed,
+                "seconds": round(result.seconds, 2),
+            }
+        )
+    )
+    if result.failed:
+        print(f'{result.failed} of {result.responses + result.failed} could not be scored; see "error" in {result.path}', file=sys.stderr)
+    return PARTLY_DONE if result.failed else DONE
