@@ -1,13 +1,16 @@
 """What K = 5 experts cost: to score with, to train, and in memory. One run prints three tables.
 
-Scoring is measured against ONE PLAIN FORWARD PASS: the unmodified transformers model over all positions. Where only one position is
-pooled, a fair peer may itself skip the other positions of its top layer; that pass ("plain, pooled position only": our backbone without
-experts) stands beside it. In the same run, on the same rows and the same LoRA weights: a loop over PEFT's `set_adapter`, one call with
-PEFT's mixed-batch `adapter_names` (K·B rows), and one by one (each row alone, unpadded, under each adapter). The peers carry their LoRA
-in all layers, and once more in the same top layers as ours. Before anything is timed, every variant must agree with PEFT to 1e-4 in fp32.
+Scoring is measured against ONE PLAIN FORWARD PASS: the unmodified transformers model over all positions. Where one position or a few
+are pooled, a fair peer may itself skip the other positions of its top layer; that pass ("plain, pooled positions only": our backbone
+without experts) stands beside it. In the same run, on the same rows and the same LoRA weights: a loop over PEFT's `set_adapter`, one
+call with PEFT's mixed-batch `adapter_names` (K·B rows), and one by one (each row alone, unpadded, under each adapter). The peers carry
+their LoRA in all layers, and once more in the same top layers as ours. Before anything is timed, every variant must agree with PEFT to
+1e-4 in fp32.
 
-All variants take turns in every round, in rotating order, after one warm-up each; ratios are taken within a round. Rows are ragged
-(90 to 100 % of T tokens, as batches sorted by length are) and padded on the right. Heads and aggregators are not timed.
+Variants take turns, in rotating order, after one warm-up each; ratios are taken within a round. The peers cost several plain passes
+and join every third round, so their n is smaller. Rows are ragged (90 to 100 % of T tokens, as batches sorted by length are) and padded
+on the right. Heads and aggregators are not timed. A CPU without bf16 instructions emulates them, five to eight times slower than fp32:
+there bf16 runs on a quarter of the rows, half the rounds and the shorter lengths, and says so in its label.
 
     python benchmarks/expert_cost.py --quick
     python benchmarks/expert_cost.py --threads 2 --output
@@ -29,7 +32,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +44,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PreTrainedModel, Qwen3Config
 from transformers.utils.logging import disable_progress_bar
 
-from dmoerm.modeling.backbone import EMBEDDED_NAME, Backbone, Pooling, resolve_source
+from dmoerm.modeling.backbone import EMBEDDED_NAME, Backbone, Pooling, pooled_positions, resolve_source
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.recipe import AggregatorOptions, ExpertOptions, TaskModelOptions
 from dmoerm.taxonomy import paper_taxonomy
@@ -52,9 +55,8 @@ EXPERT, TASK, AGGREGATOR = ExpertOptions(), TaskModelOptions(), AggregatorOption
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4
 PEERS_EVERY = 3
-"""The peers take several plain passes each: they are timed in every third round."""
 PLAIN = "plain forward pass"
-SKIPPING = "plain, pooled position only"
+SKIPPING = "plain, pooled positions only"
 Depth = int | str
 Row = dict[str, Any]
 
@@ -71,8 +73,8 @@ class Case:
 
 
 CASES = (
-    Case("minilm", 16, 128, ("mean", "first"), (1, 2, "all")),  # "third" of six layers is two
-    Case("minilm", 16, 256, ("mean", "first"), (1, 2, "all")),
+    Case("minilm", 16, 128, ("mean", "spread", "first"), (1, 2, "all")),  # "third" of six layers is two
+    Case("minilm", 16, 256, ("mean", "spread", "first"), (1, 2, "all")),
     Case("decoder", 8, 192, ("last",), (1, 2, 3, "all")),  # "third" of eight layers is three
 )
 THIRD: dict[str, Depth] = {"minilm": 2, "decoder": 3}
@@ -108,7 +110,7 @@ def plain_model(name: str, attention: str | None = None) -> PreTrainedModel:
 
 
 def backbone_of(name: str) -> Backbone:
-    """The same model as ours. MiniLM's default attention on the CPU is eager, which is also the faster one for the plain pass."""
+    """The same model as ours, with the attention that `Backbone.load` chooses on the CPU; the plain pass is timed with the other too."""
     return Backbone.load(EMBEDDED_NAME) if name == "minilm" else Backbone(plain_model(name), name=name)
 
 
@@ -123,11 +125,11 @@ def make_batch(case: Case, vocabulary: int) -> dict[str, Tensor]:
 
 
 def pool(hidden_BLD: Tensor, mask_BL: Tensor, pooling: Pooling) -> Tensor:
-    """(B, D); rows are right-padded."""
-    if pooling == "mean":
-        weights_BL1 = mask_BL.to(hidden_BLD.dtype).unsqueeze(-1)
-        return (hidden_BLD * weights_BL1).sum(1) / weights_BL1.sum(1)
-    return hidden_BLD[torch.arange(hidden_BLD.shape[0]), mask_BL.sum(1) - 1 if pooling == "last" else 0]
+    """(B, D), the way `Backbone.pooled` reads a row."""
+    positions_BP, weights_BP = pooled_positions(mask_BL, pooling)
+    weights_BP1 = weights_BP.to(hidden_BLD.dtype).unsqueeze(-1)
+    chosen_BPD = hidden_BLD if pooling == "mean" else hidden_BLD[torch.arange(len(hidden_BLD))[:, None], positions_BP]
+    return (chosen_BPD * weights_BP1).sum(1) / weights_BP1.sum(1)
 
 
 def randomise(backbone: Backbone) -> None:
@@ -265,9 +267,13 @@ def check(variants: Sequence[Variant]) -> float:
 
 
 def take_turns(runs: Sequence[Callable[[], object]], rounds: int, every: Sequence[int]) -> list[dict[int, float]]:
-    """Seconds of each run by round, after one warm-up each; another one begins every round."""
-    for run in runs:
-        run()
+    """Seconds of each run by round; another one begins every round.
+
+    Each run is warmed up once; not the peers, which take several passes each and have run in the check.
+    """
+    for run, interval in zip(runs, every, strict=True):
+        if interval == 1:
+            run()
     seconds: list[dict[int, float]] = [{} for _ in runs]
     for number in range(rounds):
         gc.collect()
@@ -292,46 +298,41 @@ def ratios(seconds: dict[int, float], base: dict[int, float]) -> dict[str, float
     }
 
 
-def scoring_rows(case: Case, dtypes: Sequence[str], rounds: int) -> list[Row]:
-    rows = []
+def scoring_rows(case: Case, dtype: str, rounds: int) -> list[Row]:
     with torch.inference_mode():
         variants = scoring_variants(case)
         worst = check(variants)
         say(f"{label(case)}: {len(variants)} variants agree with PEFT to {worst:.0e} in fp32")
-        for dtype in dtypes:
-            with precision(dtype):
-                seconds = take_turns([variant.run for variant in variants], rounds, [variant.every for variant in variants])
-            plain = seconds[0]
-            skipping = {v.pooling: s for v, s in zip(variants, seconds, strict=True) if v.name == SKIPPING}
-            for variant, taken in zip(variants, seconds, strict=True):
-                is_target = variant.name == "ours"
-                rows.append(
-                    {
-                        "case": label(case),
-                        "dtype": dtype,
-                        "variant": variant.name,
-                        "lora_in_top": variant.depth,
-                        "pooling": variant.pooling,
-                        **times(taken),
-                        "to_plain": ratios(taken, plain),
-                        "to_skipping": ratios(taken, skipping[variant.pooling]) if variant.pooling in skipping else None,
-                        "target": TARGETS.get((case.model, variant.pooling, variant.depth or "")) if is_target else None,
-                        "worst_difference": worst,
-                    }
-                )
-            say(f"{label(case)}, {dtype}: timed over {rounds} rounds")
-    return rows
+        with precision(dtype):
+            seconds = take_turns([variant.run for variant in variants], rounds, [variant.every for variant in variants])
+    say(f"{label(case)}, {dtype}: scoring timed over {rounds} rounds")
+    skipping = {v.pooling: taken for v, taken in zip(variants, seconds, strict=True) if v.name == SKIPPING}
+    return [
+        {
+            "case": label(case),
+            "dtype": dtype,
+            "variant": variant.name,
+            "lora_in_top": variant.depth,
+            "pooling": variant.pooling,
+            **times(taken),
+            "to_plain": ratios(taken, seconds[0]),
+            "to_skipping": ratios(taken, skipping[variant.pooling]) if variant.pooling in skipping else None,
+            "target": TARGETS.get((case.model, variant.pooling, variant.depth or "")) if variant.name == "ours" else None,
+            "worst_difference": worst,
+        }
+        for variant, taken in zip(variants, seconds, strict=True)
+    ]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------------------------
 
 
-def training_rows(case: Case, dtypes: Sequence[str], rounds: int) -> list[Row]:
+def training_rows(case: Case, dtype: str, rounds: int) -> list[Row]:
     """Everything measured about training: one function for each question, its rows in the same form."""
-    return [*step_rows(case, dtypes, rounds)]
+    return [*step_rows(case, dtype, rounds)]
 
 
-def step_rows(case: Case, dtypes: Sequence[str], rounds: int) -> list[Row]:
+def step_rows(case: Case, dtype: str, rounds: int) -> list[Row]:
     """One optimiser step of the single model (full, LoRA) and of phase 2 for K experts at once, from stored trunk states."""
     whole, backbone = backbone_of(case.model), backbone_of(case.model)
     batch = make_batch(case, whole.model.config.vocab_size)
@@ -361,26 +362,23 @@ def step_rows(case: Case, dtypes: Sequence[str], rounds: int) -> list[Row]:
     whole.train()
     backbone.train()
 
-    rows = []
-    for dtype in dtypes:
-        runs = {**steps, **once}
-        with precision(dtype):
-            kept = {name: activation_mib(run, [whole, backbone]) for name, run in steps.items()}
-            seconds = dict(zip(runs, take_turns(list(runs.values()), rounds, [1] * len(runs)), strict=True))
-        for name, taken in seconds.items():
-            rows.append(
-                {
-                    "case": label(case),
-                    "dtype": dtype,
-                    "variant": name,
-                    **times(taken),
-                    "to_full": ratios(taken, seconds["full fine-tuning, single model"]),
-                    "to_lora": ratios(taken, seconds["LoRA in all layers, single model"]),
-                    "activation_mib": kept.get(name),
-                }
-            )
-        say(f"{label(case)}, {dtype}: training steps timed over {rounds} rounds")
-    return rows
+    runs = {**steps, **once}
+    with precision(dtype):
+        kept = {name: activation_mib(run, [whole, backbone]) for name, run in steps.items()}
+        seconds = dict(zip(runs, take_turns(list(runs.values()), rounds, [1] * len(runs)), strict=True))
+    say(f"{label(case)}, {dtype}: training steps timed over {rounds} rounds")
+    return [
+        {
+            "case": label(case),
+            "dtype": dtype,
+            "variant": name,
+            **times(taken),
+            "to_full": ratios(taken, seconds["full fine-tuning, single model"]),
+            "to_lora": ratios(taken, seconds["LoRA in all layers, single model"]),
+            "activation_mib": kept.get(name),
+        }
+        for name, taken in seconds.items()
+    ]
 
 
 def learning(backbone: Backbone, kind: str, category: str) -> list[nn.Parameter]:
@@ -511,14 +509,36 @@ def precision(dtype: str) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16")
 
 
+def cpu_info(key: str) -> str:
+    """First value of `key` in /proc/cpuinfo, empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
+
+
+def has_bf16() -> bool:
+    return any(flag in cpu_info("flags").split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def plan(arguments: argparse.Namespace) -> list[tuple[Case, str, int]]:
+    """(case, dtype, rounds) of everything to measure; smaller where it is only tried, or where bf16 is emulated."""
+    measured = []
+    for dtype in arguments.dtypes:
+        emulated = dtype == "bf16" and not has_bf16()
+        share = (2 if arguments.quick else 1) * (4 if emulated else 1)
+        rounds = max(1, arguments.rounds // 2) if emulated else arguments.rounds
+        for case in CASES:
+            if case.model in arguments.models and (case.tokens <= 192 or not (arguments.quick or emulated)):
+                measured.append((replace(case, rows=max(2, case.rows // share)), dtype, rounds))
+    return measured
+
+
 def machine(threads: int, arguments: argparse.Namespace) -> dict[str, object]:
-    cpu_lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in cpu_lines if line.startswith("model name")), platform.processor())
-    flags = next((line for line in cpu_lines if line.startswith("flags")), "")
     malloc = {key: value for key, value in os.environ.items() if key.startswith("MALLOC_") or key in {"GLIBC_TUNABLES", "LD_PRELOAD"}}
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "cpu": f"{model}, {os.cpu_count()} cores, bf16 instructions: {'yes' if 'avx512_bf16' in flags or 'amx_bf16' in flags else 'no'}",
+        "cpu": f"{cpu_info('model name') or platform.processor()}, {os.cpu_count()} cores",
+        "bf16": "native" if has_bf16() else "emulated",
         "load_at_start": f"{os.getloadavg()[0]:.1f}",
         "threads": threads,
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "dmoerm")),
@@ -588,7 +608,7 @@ def report(result: dict[str, list[Row]], about: dict[str, object]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What K = 5 experts cost to score with, to train and in memory.")
-    parser.add_argument("--quick", action="store_true", help="two rounds, and MiniLM at one length only: does it work?")
+    parser.add_argument("--quick", action="store_true", help="two rounds, half the rows, one length: does it work?")
     parser.add_argument("--models", nargs="+", choices=["minilm", "decoder"], default=["minilm", "decoder"])
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, help="timed rounds (default 7, quick 2)")
@@ -603,18 +623,18 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     about = machine(torch.get_num_threads(), arguments)
-    cases = [case for case in CASES if case.model in arguments.models and not (arguments.quick and case.tokens == 256)]
+    measured = plan(arguments)
     result = {
         "parameters": parameter_rows(),
-        "scoring": [row for case in cases for row in scoring_rows(case, arguments.dtypes, arguments.rounds)],
-        "training": [row for case in cases for row in training_rows(case, arguments.dtypes, arguments.rounds)],
+        "scoring": [row for each in measured for row in scoring_rows(*each)],
+        "training": [row for each in measured for row in training_rows(*each)],
     }
     text = report(result, about)
     print(text)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "expert_cost.md").write_text(text + "\n", encoding="utf-8")
-        record = {"about": about, "cases": [asdict(case) for case in cases], **result}
+        record = {"about": about, **result}
         (arguments.output / "expert_cost.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

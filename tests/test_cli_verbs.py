@@ -126,8 +126,7 @@ def run(capsys, *arguments, code=cli.DONE):
 def test_check_shows_the_plan_without_training(project, capsys):
     out = run(capsys, "check", project / "recipe.yaml")
     assert "comparisons.jsonl" in out
-    assert "1 experts" not in out.split("Labels by capability")[0].split("objective_qa")[1].split("\n")[0]
-    assert "correctness" in out
+    assert "2 experts" in next(line for line in out.splitlines() if line.startswith("  objective_qa"))
     assert "Steps at most" in out
 
 
@@ -188,7 +187,18 @@ def test_evaluate_prints_a_table_with_categories(model, unseen, capsys):
 
 
 def test_evaluate_json_has_rows_baselines_doubt_and_routing(model, project, unseen, capsys):
-    arguments = ["--train", project / "comparisons.jsonl", "--aggregation", "mean", "wco", "--bootstrap-samples", 100, "--json", "--seed", 3]
+    arguments = [
+        "--train",
+        project / "comparisons.jsonl",
+        "--aggregation",
+        "mean",
+        "wco",
+        "--bootstrap-samples",
+        100,
+        "--json",
+        "--seed",
+        3,
+    ]
     result = json.loads(run(capsys, "evaluate", model, unseen, *arguments))
     overall = {row["model"]: row for row in result["rows"] if row["category"] is None}
     assert set(overall) == {"model/mean", "model/wco", "random", "longer", "bag_of_words"}
@@ -272,6 +282,81 @@ def test_the_aggregations_on_the_command_line_are_those_of_the_model():
     assert AGGREGATIONS == IN_MODELING
 
 
+# --- the library below evaluate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loaded(model):
+    from dmoerm import RewardModel
+
+    return RewardModel.from_pretrained(model)
+
+
+def plain(number, chosen, rejected, category=None):
+    from dmoerm.records import Comparison, Message
+
+    prompt = (Message("user", f"explain the number river {number}"),)
+    return Comparison(f"p{number}", prompt, (chosen, rejected), (1, 2), category=category)
+
+
+def test_rows_take_the_own_category_or_else_the_routed_one(loaded):
+    from dmoerm.evaluation.run import evaluate_model
+
+    comparisons = [plain(0, "good", "bad", "poetry"), plain(1, "good", "bad"), plain(2, "clear", "late")]
+    report = evaluate_model(loaded, comparisons, samples=100)
+    routed = {report.results[c.id][0].category for c in comparisons[1:]}
+    assert {row.category for row in report.rows} == {None, "poetry"} | routed
+    assert report.routing is None  # the model knows no poetry
+
+
+def test_a_response_that_cannot_be_scored_makes_its_pair_wrong_and_is_counted(loaded):
+    from dmoerm.evaluation.run import evaluate_model
+
+    report = evaluate_model(loaded, [plain(0, "good", " "), plain(1, "good", "bad")], samples=100)
+    own = report.row("model/mlp").agreement
+    assert (own.n_pairs, own.n_failed) == (2, 1)
+    assert own.value <= 0.5
+    assert report.risk["margin"].pairs == 1
+
+
+def test_the_error_of_the_doubt_table_is_the_share_of_wrong_pairs(loaded):
+    from dmoerm.evaluation.run import evaluate_model
+
+    comparisons = [plain(n, chosen, rejected) for n, (chosen, rejected) in enumerate(zip(GOOD, POOR, strict=True))]
+    report = evaluate_model(loaded, comparisons, samples=100)
+    margins = [report.results[c.id][0].reward - report.results[c.id][1].reward for c in comparisons]
+    wrong = [0.5 - 0.5 * ((margin > 0) - (margin < 0)) for margin in margins]
+    risk = report.risk["margin"]
+    assert risk.error == pytest.approx(sum(wrong) / len(wrong))
+    surest = sorted(zip((-abs(margin) for margin in margins), wrong, strict=True))[:4]
+    assert risk.error_at_half == pytest.approx(sum(value for _, value in surest) / 4)
+    assert risk.gain == pytest.approx(risk.error - risk.curve.area)
+
+
+def test_the_name_of_a_baseline_in_recipes_is_understood(loaded):
+    from dmoerm.evaluation.run import evaluate_model
+
+    report = evaluate_model(loaded, [plain(0, "good", "bad")], baselines=["length"], aggregations=["mlp"], samples=100)
+    assert [row.model for row in report.rows if row.category is None] == ["model/mlp", "longer"]
+
+
+def test_nothing_to_measure_on_is_an_error(loaded):
+    from dmoerm.errors import DataError
+    from dmoerm.evaluation.run import evaluate_model
+
+    with pytest.raises(DataError, match="measured on nothing"):
+        evaluate_model(loaded, [])
+
+
+def test_equal_ids_in_two_files_are_kept_apart(tmp_path):
+    from dmoerm.evaluation.run import read_files
+
+    first, second = (write(tmp_path / name, comparison_rows(2, seed)) for seed, name in enumerate(("a.jsonl", "b.jsonl")))
+    comparisons, formats, _ = read_files([first, second])
+    assert [c.id for c in comparisons] == ["c0", "c1", f"{second}/c0", f"{second}/c1"]
+    assert formats == {str(first): "native", str(second): "native"}
+
+
 # --- score ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +376,7 @@ def test_score_gives_one_row_a_response_in_order(model, tmp_path, capsys):
     assert [(row["id"], row["response_index"]) for row in rows] == [("one", 0), ("in.jsonl:2", 0), ("in.jsonl:2", 1), (7, 0), (7, 1)]
     keys = {"reward", "category", "category_probability", "capabilities", "capability_spread", "uncertainty", "truncated"}
     assert all(keys <= set(row) for row in rows)
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl", "out.jsonl"] or len(list(tmp_path.iterdir())) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
 
 
 def test_score_gives_the_rewards_of_the_library(model, tmp_path, capsys):
@@ -345,6 +430,66 @@ def test_score_refuses_a_missing_input_and_an_unknown_category_without_a_trace(m
     array.write_text("[1, 2]\n")
     assert "one JSON array" in run(capsys, "score", model, array, tmp_path / "out.jsonl", code=cli.FAILED)
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "array.jsonl"}
+
+
+@pytest.fixture
+def stopped(model, tmp_path, monkeypatch):
+    """A run that was interrupted after the first two of three rows."""
+    from dmoerm import RewardModel
+    from dmoerm.scoring import bulk
+
+    monkeypatch.setattr(bulk, "CHUNK_RESPONSES", 3)
+    source = write(tmp_path / "in.jsonl", score_rows())
+
+    def interrupt(done, total):
+        assert total == 3
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.score_file(RewardModel.from_pretrained(model), source, tmp_path / "out.jsonl", progress=interrupt)
+    assert not (tmp_path / "out.jsonl").exists()
+    return source, tmp_path / "out.jsonl"
+
+
+def test_a_stopped_run_goes_on_where_it_ended_and_gives_the_same_file(model, stopped, tmp_path, capsys):
+    source, target = stopped
+    with target.with_name("out.jsonl.partial").open("a") as file:
+        file.write('{"half a ro')  # a crash between the rows and the note
+    assert "--resume" in run(capsys, "score", model, source, target, code=cli.FAILED)
+    summary = json.loads(run(capsys, "score", model, source, target, "--resume"))
+    assert (summary["rows"], summary["resumed_rows"], summary["responses"]) == (3, 2, 5)
+    run(capsys, "score", model, source, tmp_path / "whole.jsonl", "--resume")  # nothing to go on with: from the beginning
+    assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "whole.jsonl"}
+
+
+def test_resume_refuses_another_setting_and_a_changed_input(model, stopped, capsys):
+    source, target = stopped
+    assert "another aggregation" in run(capsys, "score", model, source, target, "--resume", "--aggregation", "wco", code=cli.FAILED)
+    rows = score_rows()
+    write(source, [{**rows[0], "response": "other"}, *rows[1:]])
+    assert "has changed in its first 2 rows" in run(capsys, "score", model, source, target, "--resume", code=cli.FAILED)
+    write(source, rows[:1])
+    assert "has 1 rows" in run(capsys, "score", model, source, target, "--resume", code=cli.FAILED)
+    run(capsys, "score", model, source, target, "--overwrite")
+    assert len(read(target)) == 1
+
+
+def test_resume_refuses_another_model(model, stopped, project, tmp_path, capsys):
+    from dmoerm import RewardModel
+
+    other = RewardModel.from_pretrained(model)
+    other.inner["general"].reference_A.add_(1.0)
+    other.save_pretrained(tmp_path / "other")
+    source, target = stopped
+    assert "another model" in run(capsys, "score", tmp_path / "other", source, target, "--resume", code=cli.FAILED)
+
+
+def test_score_never_writes_over_its_input(model, tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", score_rows())
+    assert "input and output at once" in run(capsys, "score", model, source, source, "--overwrite", code=cli.FAILED)
+    assert read(source) == score_rows()
 
 
 # --- compare --------------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="comparisons from which the baselines bag_of_words and author_prior learn",
     )
     parser.add_argument(
-        "--aggregation", choices=AGGREGATIONS, nargs="+", help="one row each; default: the model's own and mean. The first is the reference"
+        "--aggregation",
+        choices=AGGREGATIONS,
+        nargs="+",
+        help="one row each; default: the model's own and mean. The first is the reference, unless --against is given",
     )
     parser.add_argument("--against", metavar="OTHER", help="another model, which is then the reference of the differences")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

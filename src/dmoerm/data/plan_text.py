@@ -18,7 +18,10 @@ def plan_text(plan: "RunPlan") -> str:
     blocks = [
         [f"Recipe {plan.recipe_hash}, schedule {plan.schedule}"],
         ["Files", *_table(("", "as", "format", "train", "test"), _files(plan))],
-        [_comparisons(plan), *_table(("", "train", "test", "steps 1", "steps 2", "judged by"), map(_category, plan.categories))],
+        [
+            _comparisons(plan),
+            *_table(("", "train", "test", "phase 1 steps", "phase 2 steps", "judged by"), map(_category, plan.categories)),
+        ],
         [f"Labels by capability ({plan.label_comparisons:,} comparisons carry some)", *_labels(plan)],
         ["Router prompts", *_wrapped(f"{name} {count:,}" for name, count in plan.router_prompts.items())],
         ["Length", f"  the longer response wins {_length(plan.length_train)} in training, {_length(plan.length_test)} held out"],
@@ -43,7 +46,7 @@ def _comparisons(plan: "RunPlan") -> str:
 
 def _category(category: "CategoryPlan") -> tuple[str, ...]:
     phase_1, phase_2 = ("-", "-") if category.steps is None else (f"{category.steps.phase_1:,}", f"{category.steps.phase_2:,}")
-    judge = f"{len(category.experts)} experts" if category.experts else "its task model alone"
+    judge = f"{len(category.experts)} expert{'' if len(category.experts) == 1 else 's'}" if category.experts else "its task model alone"
     judge = judge if category.own_model else "general (too few)"
     return category.name, f"{category.train:,}", f"{category.test:,}", phase_1, phase_2, judge
 
@@ -90,7 +93,7 @@ def _wrapped(words: Iterable[str]) -> Iterable[str]:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    numeric = [head[column] in {"train", "test", "steps 1", "steps 2"} for column in range(len(head))]
+    numeric = [head[column] in {"train", "test", "phase 1 steps", "phase 2 steps"} for column in range(len(head))]
     for line in lines:
         cells = (cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(line, widths, numeric, strict=True))
         yield f"  {'  '.join(cells)}".rstrip()

@@ -55,9 +55,8 @@ def quickstart_recipe(output: Path, *, seed: int | None = None, overrides: Seque
     Raises:
         ConfigError: an override that does not fit.
     """
-    recipe = load_recipe(sample_folder() / "recipe.yaml", overrides)
-    update: dict[str, object] = {"output": output.absolute() / "model"}
-    return recipe.model_copy(update=update if seed is None else {**update, "seed": seed})
+    recipe = load_recipe(sample_folder() / "recipe.yaml", [*overrides, *([] if seed is None else [f"seed={seed}"])])
+    return recipe.model_copy(update={"output": output.absolute() / "model"})
 
 
 def run_quickstart(

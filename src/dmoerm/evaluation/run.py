@@ -116,7 +116,7 @@ class ModelReport(AgreementReport):
             first = next(iter(self.risk.values()))
             lines = [f"Doubt of {self.main}: error {first.error:.3f} over {first.pairs:,} pairs; by the surest half of them"]
             lines += [
-                f"{name:20} {risk.error_at_half:.3f}   gain over all shares {risk.gain:+.3f} [{risk.gain_low:+.3f},{risk.gain_high:+.3f}]"
+                f"{name:20} {risk.error_at_half:.3f}, gain over all shares {risk.gain:+.3f} [{risk.gain_low:+.3f},{risk.gain_high:+.3f}]"
                 for name, risk in self.risk.items()
             ]
             blocks.append("\n".join(lines))

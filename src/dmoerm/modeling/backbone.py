@@ -273,6 +273,7 @@ class Backbone(nn.Module):
         hidden_BLD: Tensor | None = None,
         task: str | None = None,
         experts: str | None = None,
+        members: Tensor | None = None,
         pooling: Pooling | None = None,
         shortcut: bool = True,
     ) -> Tensor:
@@ -284,6 +285,7 @@ class Backbone(nn.Module):
             hidden_BLD: what `trunk(batch, start)` gave, or None to run everything.
             task: category whose task adapter is active.
             experts: category whose experts are active; rows fan out at their lowest layer.
+            members: indices of the experts to run, K of them; None means the whole stack.
             pooling: another pooling than the backbone's own.
             shortcut: compute the top layer at the pooled position alone where the family allows it; equal up to rounding.
         """
@@ -291,7 +293,8 @@ class Backbone(nn.Module):
         run = Pass(start=start, hidden_BLD=hidden_BLD, task=task, experts=experts)
         if experts is not None:
             config = self.adapter_config[f"experts/{experts}"]
-            run.copies, run.fan_out_at = config["copies"], config["first_layer"]
+            run.copies = config["copies"] if members is None else len(members)
+            run.members, run.fan_out_at = members, config["first_layer"]
             if start > config["first_layer"]:
                 raise ValueError(
                     f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}"

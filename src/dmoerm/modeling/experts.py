@@ -36,7 +36,8 @@ class Pass:
         task: category whose task adapter is added, or None.
         experts: category whose expert stack is added from `fan_out_at` on, or None.
         fan_out_at: layer in which B rows become copies·B rows.
-        copies: K.
+        copies: K, or the number of `members`.
+        members: which experts of the stack run, as indices; None means all.
         pooled_index_BP: when set, the top layer is computed for these P positions of each row alone.
         rows: B, known once the first layer runs.
         layer: index of the layer now running.
@@ -49,6 +50,7 @@ class Pass:
     experts: str | None = None
     fan_out_at: int | None = None
     copies: int = 1
+    members: Tensor | None = None
     pooled_index_BP: Tensor | None = None
     rows: int = 0
     layer: int = -1
@@ -108,28 +110,30 @@ class LowRank(nn.Module):
         nn.init.uniform_(self.a_KRD, -bound, bound)
         nn.init.zeros_(self.b_KOR)
 
-    def add_to(self, base_out: Tensor, x: Tensor, *, shared: bool) -> Tensor:
+    def add_to(self, base_out: Tensor, x: Tensor, *, shared: bool, members: Tensor | None = None) -> Tensor:
         """Base output plus the K updates.
 
         Args:
             base_out: (N, O) when shared, else (K·N, O).
             x: (N, D) when all K updates read the same input, else (K·N, D).
             shared: which of the two it is.
+            members: indices of the updates to add, K of them; None means all.
 
         Returns:
             (K·N, O).
         """
-        copies, rank, width = self.a_KRD.shape
+        a_KRD, b_KOR = (self.a_KRD, self.b_KOR) if members is None else (self.a_KRD[members], self.b_KOR[members])
+        copies, rank, width = a_KRD.shape
         drops = self.training and self.dropout > 0 and self.a_KRD.requires_grad
         if shared and not drops:
-            down_KNR = (x @ self.a_KRD.reshape(copies * rank, width).T).view(-1, copies, rank).transpose(0, 1)
+            down_KNR = (x @ a_KRD.reshape(copies * rank, width).T).view(-1, copies, rank).transpose(0, 1)
         else:
             x_KND = x.unsqueeze(0).expand(copies, *x.shape) if shared else x.view(copies, -1, width)
             if drops:
                 x_KND = nn.functional.dropout(x_KND, self.dropout, training=True)
-            down_KNR = torch.bmm(x_KND, self.a_KRD.to(x.dtype).transpose(1, 2))
+            down_KNR = torch.bmm(x_KND, a_KRD.to(x.dtype).transpose(1, 2))
         base_KNO = base_out.unsqueeze(0).expand(copies, *base_out.shape) if shared else base_out.view(copies, -1, base_out.shape[-1])
-        up_KRO = self.b_KOR.to(down_KNR.dtype).transpose(1, 2)
+        up_KRO = b_KOR.to(down_KNR.dtype).transpose(1, 2)
         return torch.baddbmm(base_KNO.to(down_KNR.dtype), down_KNR, up_KRO, alpha=self.scaling).flatten(0, 1)
 
 

@@ -94,6 +94,8 @@ def score_file(
     _require_category(model, category)
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {batch_tokens}; expected at least 1, for example 16384")
+    if source.resolve() == target.resolve():
+        raise ConfigError(f"{source} is input and output at once; name another output")
     settings = {"version": 1, "model": model_identity(model), "aggregation": aggregation or model.aggregation, "category": category}
     total = _count_lines(source)  # first, so that a missing input leaves no trace of an output
     part = _Part.open(target, settings, resume=resume, overwrite=overwrite)

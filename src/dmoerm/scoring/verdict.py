@@ -1,7 +1,7 @@
 """Who wins among some responses, how sure that is, and on which capability: as numbers and as text for a narrow terminal.
 
 The margin is between the two best. It counts as clear when it is larger than the two rewards' uncertainties together (root of the sum of
-their squares). Nothing here loads torch.
+their squares, which is too careful: the bootstrapped aggregators behind them move together). Nothing here loads torch.
 """
 
 import math
@@ -94,7 +94,9 @@ def _sentences(found: Verdict, rewards: Sequence[Reward], width: int) -> list[st
             f"{letter(found.winner)} wins by {found.margin:.2f} over {letter(found.second)}: preferred in "
             f"{min(found.probability, 0.99):.0%}{' or more' if found.probability > 0.99 else ''} of such cases, by the model's own odds."
         )
-        if not found.clear:
+        if found.margin_uncertainty == 0.0:
+            sentences.append("The model has no uncertainty to set beside that margin.")
+        elif not found.clear:
             sentences.append(f"The margin is within the uncertainty ({found.margin_uncertainty:.2f}): no clear winner.")
     return [line for sentence in sentences for line in textwrap.wrap(sentence, width)]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from dmoerm.training.trainer import EpochResult, Item, PhaseSettings, RankingMod
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PRIOR_SCALE = 30.0
+NEWTON_STEPS = 15
 
 __all__ = ["TaskModelShape", "fit_head", "task_items", "train_task_model"]
 
@@ -47,13 +46,12 @@ def task_items(comparisons: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, 
     return [Item(rows, tuple((better, worse, 0) for better, worse in pairs)) for rows, pairs in comparisons if pairs]
 
 
-def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], seed: int, *, member: int = 0, prior_D: Tensor | None = None) -> Tensor:
+def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], *, member: int = 0, prior_D: Tensor | None = None) -> Tensor:
     """Head (D,) whose scalars order a member's pairs best: logistic regression on vector differences, strength by cross-validation.
 
     Args:
         vectors: pooled vector of each row, shape (D,).
         items: comparisons; folds never split one.
-        seed: of the solver.
         member: only pairs of this member count.
         prior_D: a head to stay near: the fit is this head times a free factor plus a penalised difference.
     """
@@ -67,31 +65,51 @@ def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], seed: int, *, me
     x: Array = torch.stack(differences).double().numpy()
     x /= (scale := x.std() + 1e-8)
     weight_N, group_N = np.array(weights), np.array(groups)
-    if prior_D is not None:
-        margin_N = x @ prior_D.double().cpu().numpy()
-        # Scaled up so that its coefficient goes all but unpenalised.
-        x = np.concatenate([x, (PRIOR_SCALE * margin_N / (margin_N.std() + 1e-8))[:, None]], 1)
+    margin_N = None if prior_D is None else x @ prior_D.double().cpu().numpy()
+    basis_RD = None
+    if len(x) < x.shape[1]:  # fewer pairs than features: work in the span of the pairs, where the solution lies
+        left, singular, basis_RD = np.linalg.svd(x, full_matrices=False)
+        x = left * singular
+    if margin_N is not None:
+        x = np.concatenate([x, (margin_N / (margin_N.std() + 1e-8))[:, None]], 1)
+    penalty_D = np.ones(x.shape[1])
+    if margin_N is not None:
+        penalty_D[-1] = 0.0  # the factor of the prior is free
     strength = PROBE_STRENGTHS[0]
     if len(set(groups)) >= 10:
-        folds = list(GroupKFold(5).split(x, groups=group_N))
-        losses = [
-            float(np.mean([_held_out_loss(_probe(x[fit], weight_N[fit], value, seed), x[held]) for fit, held in folds]))
-            for value in PROBE_STRENGTHS
-        ]
+        folds = list(GroupKFold(3).split(x, groups=group_N))
+        paths = [(_probe_path(x[fit], weight_N[fit], penalty_D), x[held]) for fit, held in folds]
+        losses = [float(np.mean([_held_out_loss(path[index], held) for path, held in paths])) for index in range(len(PROBE_STRENGTHS))]
         strength = PROBE_STRENGTHS[int(np.argmin(losses))]
-    head = _probe(x, weight_N, strength, seed)
-    if prior_D is not None:
-        factor = head[-1] * PRIOR_SCALE / (margin_N.std() + 1e-8)
-        head = head[:-1] + factor * prior_D.double().cpu().numpy()
-    return torch.tensor(head / scale, dtype=torch.float32)
+    head = _probe_path(x, weight_N, penalty_D)[PROBE_STRENGTHS.index(strength)]
+    change = head if margin_N is None else head[:-1]
+    found_D = change if basis_RD is None else change @ basis_RD
+    if margin_N is not None and prior_D is not None:
+        found_D = found_D + head[-1] / (margin_N.std() + 1e-8) * prior_D.double().cpu().numpy()
+    return torch.tensor(found_D / scale, dtype=torch.float32)
 
 
-def _probe(x: Array, weight_N: Array, strength: float, seed: int) -> Array:
-    both = np.concatenate([x, -x])
-    target = np.concatenate([np.ones(len(x)), np.zeros(len(x))])
-    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=500, random_state=seed)
-    model.fit(both, target, sample_weight=np.concatenate([weight_N, weight_N]))
-    return np.asarray(model.coef_[0])
+def _probe_path(x: Array, weight_N: Array, penalty_D: Array) -> list[Array]:
+    """Penalised logistic regressions without intercept, one for each of `PROBE_STRENGTHS`, by Newton's method from the last solution.
+
+    With a few hundred features a Newton step is one small linear system, and a handful suffice; quasi-Newton solvers need hundreds of
+    passes here, since the prior's column is all but unpenalised.
+    """
+    solution = np.zeros(x.shape[1])
+    solutions = []
+    for strength in PROBE_STRENGTHS:
+        ridge_D = penalty_D / strength + 1e-6
+        for _ in range(NEWTON_STEPS):
+            wrong_N = 1.0 / (1.0 + np.exp(np.clip(x @ solution, -30, 30)))
+            gradient = x.T @ (weight_N * wrong_N) - ridge_D * solution
+            curvature = (x * (weight_N * wrong_N * (1 - wrong_N))[:, None]).T @ x
+            curvature[np.diag_indices_from(curvature)] += ridge_D
+            step = np.linalg.solve(curvature, gradient)
+            solution = solution + step
+            if np.abs(step).max() < 1e-3 * (1e-6 + np.abs(solution).max()):
+                break
+        solutions.append(solution)
+    return solutions
 
 
 def _held_out_loss(coefficients: Array, x: Array) -> float:
@@ -136,7 +154,7 @@ def train_task_model(
     else:
         backbone.add_task_adapter(category, depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)
         learning = [parameter for update in backbone.adapters("task", category).values() for parameter in update.parameters()]
-    first = fit_head(base_vectors, items, settings.seed) if shape.fit_head else torch.randn(backbone.hidden_size) / backbone.hidden_size
+    first = fit_head(base_vectors, items) if shape.fit_head else torch.randn(backbone.hidden_size) / backbone.hidden_size
     head = nn.Parameter(first.unsqueeze(0).to(backbone.device))
     module = RankingModule(backbone, rows, head, task=category, experts=None, states=states)
     only_these_learn(module, [*learning, head])

@@ -91,7 +91,7 @@ def train_experts(
     first_KD = task_head_D.detach().cpu().repeat(copies, 1)
     if shape.fit_heads:
         for member in range(copies - len(capabilities), copies):
-            first_KD[member] = fit_head(vectors, items, settings.seed, member=member, prior_D=task_head_D)
+            first_KD[member] = fit_head(vectors, items, member=member, prior_D=task_head_D)
     heads = nn.Parameter(first_KD.to(backbone.device))
     module = RankingModule(backbone, rows, heads, task=task, experts=category, states=states)
     learning = [parameter for update in backbone.adapters("experts", category).values() for parameter in update.parameters()]

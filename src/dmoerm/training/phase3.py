@@ -19,6 +19,10 @@ from dmoerm.training.losses import pairwise_loss
 __all__ = ["AggregatorSettings", "FitReport", "VectorSet", "fit_aggregator", "fit_temperature"]
 
 
+LEAST_BOOTSTRAP_STEPS = 25
+"""Steps that bootstrap copies take at least: where the held-out folds stop the aggregator sooner, equal copies would claim certainty."""
+
+
 @dataclass(frozen=True, slots=True)
 class AggregatorSettings:
     """How the aggregator is fitted; `uwo_penalty` is the λ of UWO."""
@@ -87,6 +91,7 @@ def fit_aggregator(
     weight_PS = torch.stack([*_sample_weights(data, settings), *_fold_weights(data, folds)], 1)
     held_PF = torch.stack([data.fold_P == fold for fold in range(folds)], 1)
     best: tuple[float, int, dict[str, Tensor], Tensor] | None = None
+    spread_out: dict[str, Tensor] = {}
     decayed = [model.inner_SHV, model.outer_SH]
     free = [model.inner_bias_SH, model.slope_S]
     optimizer = torch.optim.AdamW(
@@ -103,6 +108,8 @@ def fit_aggregator(
             held_loss = float(
                 (pairwise_loss(margin_P / temperature, torch.zeros_like(margin_P)) * data.weight_P).sum() / data.weight_P.sum()
             )
+        if step == min(LEAST_BOOTSTRAP_STEPS, settings.epochs):
+            spread_out = {name: value[:kept].clone() for name, value in model.state_dict().items()}
         if best is None or held_loss < best[0] - 1e-5:
             best = (held_loss, step, {name: value[:kept].clone() for name, value in model.state_dict().items()}, margin_P.clone())
         if step == settings.epochs:
@@ -113,6 +120,8 @@ def fit_aggregator(
     assert best is not None
     loss, steps, state, margin_P = best
     chosen = Aggregator(members, data.vectors_BV.shape[1] // members, settings.units, kept)
+    if steps < LEAST_BOOTSTRAP_STEPS:
+        state = {name: torch.cat([value[:1], spread_out[name][1:]]) for name, value in state.items()}
     chosen.load_state_dict(state)
     temperature_by: dict[Aggregation, float] = {"mlp": fit_temperature(margin_P, data.weight_P)}
     for name, raw_B in raw_by_aggregation.items():

@@ -31,7 +31,7 @@ from dmoerm.training.router import RouterData, train_router
 from dmoerm.training.rows import Rows, TrunkStates
 from dmoerm.training.trainer import PhaseSettings
 
-__all__ = ["Prepared", "TrainResult", "inner_plan", "prepare", "train_model", "train_recipe"]
+__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "prepare", "train_model", "train_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +120,8 @@ def prepare(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], r
     Raises:
         TrainingError: more rows are unusable than `data.max_drop_fraction` allows, or nothing is left.
     """
-    backbone = Backbone.load(
-        recipe.backbone.name,
-        revision=recipe.backbone.revision,
-        pooling=recipe.backbone.pooling,
-        attention=recipe.backbone.attention,
-        target_modules=recipe.backbone.target_modules,
-    ).to(_device(recipe))
-    tokenizer = load_tokenizer(recipe.backbone.name, recipe.backbone.revision)
-    renderer = Renderer(tokenizer, recipe.backbone.max_length_tokens)
-    rows = Rows(tokenizer.pad_token_id)
+    backbone, renderer = load_backbone(recipe)
+    rows = Rows(renderer.tokenizer.pad_token_id)
     ranked = rows.add(comparisons, renderer)
     labels = rows.add(labelled, renderer)
     dropped = len(comparisons) + len(labelled) - len(ranked) - len(labels)
@@ -156,6 +148,19 @@ def prepare(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], r
     base_numbers = sorted({row for c in ranked for row in rows.of_comparison[c.id]})
     vectors = task_vectors(backbone, rows, base_numbers, task=None, states=states, bf16=bf16)
     return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log), ranked, labels)
+
+
+def load_backbone(recipe: Recipe) -> tuple[Backbone, Renderer]:
+    """The recipe's backbone on its device, and the renderer that goes with it."""
+    options = recipe.backbone
+    backbone = Backbone.load(
+        options.name,
+        revision=options.revision,
+        pooling=options.pooling,
+        attention=options.attention,
+        target_modules=options.target_modules,
+    ).to(_device(recipe))
+    return backbone, Renderer(load_tokenizer(options.name, options.revision), options.max_length_tokens)
 
 
 def with_categories(comparisons: Sequence[Comparison], prepared: Prepared, router: Router) -> list[Comparison]:

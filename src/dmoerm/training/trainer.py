@@ -37,12 +37,20 @@ __all__ = [
 ]
 
 
+LONGEST_ROW = 10_000_000
+"""More tokens than any row has: separates groups when items are sorted by group and length."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One comparison as a phase sees it: its rows, and pairs (better, worse, member) with the first two as positions in `rows`."""
 
     rows: tuple[int, ...]
     pairs: tuple[tuple[int, int, int], ...]
+
+    def members(self) -> tuple[int, ...]:
+        """Members that some pair speaks about, ascending."""
+        return tuple(sorted({member for _, _, member in self.pairs}))
 
     def weights(self) -> list[float]:
         """Weight of each pair: 1 over the number of pairs of the same member in this comparison."""
@@ -112,16 +120,27 @@ class RankingModule(nn.Module):
         """Tokens of each row of an item."""
         return self._rows.lengths(item.rows)
 
-    def rewards(self, batch: dict[str, Tensor]) -> Tensor:
-        """Member scalars of a batch, shape (B, K)."""
-        inputs: dict[str, Tensor] = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+    def rewards(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scalars of a batch under the members its pairs speak about, (B, K), and each pair's index among those members, (P,).
+
+        Experts without a label in the batch are not run: a batch of one category costs the general model's twenty experts only five.
+        """
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
         start = self._states.layer if self._states is not None else 0
-        pooled_BKD = self.backbone.pooled(inputs, start=start, hidden_BLD=batch.get("hidden"), task=self._task, experts=self._experts)
-        return (pooled_BKD * self.heads_KD.float()).sum(-1)
+        members, expert_P = batch["expert"].unique(return_inverse=True)
+        pooled_BKD = self.backbone.pooled(
+            inputs,
+            start=start,
+            hidden_BLD=batch.get("hidden"),
+            task=self._task,
+            experts=self._experts,
+            members=None if self._experts is None else members,
+        )
+        return (pooled_BKD * self.heads_KD[members].float()).sum(-1), expert_P
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
-        rewards_BK = self.rewards(batch)
-        loss = ranking_loss(rewards_BK, batch["chosen"], batch["rejected"], batch["expert"], batch["weight"])
+        rewards_BK, expert_P = self.rewards(batch)
+        loss = ranking_loss(rewards_BK, batch["chosen"], batch["rejected"], expert_P, batch["weight"])
         if not torch.isfinite(loss):
             raise TrainingError("the loss is not finite. Lower the learning rate, or use training.precision: fp32.")
         return {"loss": loss}
@@ -146,16 +165,17 @@ class RankingModule(nn.Module):
         if not items:
             return math.nan, math.nan, 0
         self.eval()
-        lengths = [sum(self._rows.lengths(item.rows)) for item in items]
         losses, rights, members = [], [], []
-        for picked in token_batches(lengths, max_tokens):
-            batch = to_device(self.collate([items[index] for index in picked]), self.backbone.device)
-            with autocast(self.backbone.device, bf16):
-                rewards_BK = self.rewards(batch).float()
-            better, worse = rewards_BK[batch["chosen"], batch["expert"]], rewards_BK[batch["rejected"], batch["expert"]]
-            losses.append(pairwise_loss(better, worse))
-            rights.append((better > worse).float() + 0.5 * (better == worse).float())
-            members.append(batch["expert"])
+        for group in sorted({item.members() for item in items}):
+            alike = [item for item in items if item.members() == group]
+            for picked in token_batches([sum(self._rows.lengths(item.rows)) for item in alike], max_tokens):
+                batch = to_device(self.collate([alike[index] for index in picked]), self.backbone.device)
+                with autocast(self.backbone.device, bf16):
+                    rewards_BK, expert_P = self.rewards(batch)
+                better, worse = (rewards_BK[batch[side], expert_P].float() for side in ("chosen", "rejected"))
+                losses.append(pairwise_loss(better, worse))
+                rights.append((better > worse).float() + 0.5 * (better == worse).float())
+                members.append(batch["expert"])
         loss_P, right_P, member_P = torch.cat(losses), torch.cat(rights), torch.cat(members)
         by_member = [loss_P[member_P == member].mean() for member in member_P.unique()]  # type: ignore[no-untyped-call]
         return float(torch.stack(by_member).mean()), float(right_P.mean()), int(loss_P.numel())
@@ -237,7 +257,9 @@ def run_phase(
     epochs.take(0)
     if stop == 0:
         return epochs.results
-    lengths = [max(module.row_lengths(item)) for item in items]
+    # Items with the same set of labelled members come together, and within them those of like length.
+    groups = {key: index for index, key in enumerate(sorted({item.members() for item in items}))}
+    lengths = [groups[item.members()] * LONGEST_ROW + max(module.row_lengths(item)) for item in items]
     _train(module, list(items), module.collate, settings, module.backbone.device, lengths, [epochs])
     return epochs.results
 
@@ -281,7 +303,7 @@ def _train(
             use_cpu=device.type == "cpu",
             seed=settings.seed,
             report_to=list(settings.report_to) or "none",
-            activation_checkpointing=settings.gradient_checkpointing,
+            **_checkpointing(settings.gradient_checkpointing),
             save_strategy="no",
             logging_strategy="epoch" if settings.report_to else "no",
             logging_nan_inf_filter=False,
@@ -294,6 +316,12 @@ def _train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+def _checkpointing(wanted: bool) -> dict[str, bool]:
+    """The argument under the name this version of transformers has for it; none where it is not wanted."""
+    name = "activation_checkpointing" if "activation_checkpointing" in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
+    return {name: True} if wanted else {}
 
 
 def best_epoch(folds: Sequence[Sequence[EpochResult]], *, least: int = 0) -> int:
