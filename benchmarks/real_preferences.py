@@ -32,7 +32,6 @@ import torch
 import transformers
 
 from dmoerm.data.readers import read_comparisons, read_prompts
-from dmoerm.data.sources import RunData
 from dmoerm.evaluation.baselines import score_baselines
 from dmoerm.evaluation.bootstrap import Resampling
 from dmoerm.evaluation.metrics import accuracy_over_seeds, length_balanced_accuracy, paired_difference_over_seeds
@@ -363,10 +362,15 @@ def main(clock: Callable[[], float] = time.monotonic) -> None:
         held_runs |= baselines(held)
     text, records = table(data, runs, held_runs, held)
     worth = capability_value(runs, data, held, held_runs)
+    versions = (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+    folds = "inner folds" if args.inner else "test folds"
+    minutes = sum(seconds.values()) / 60
     header = (
-        f"Date {date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}. "
-        f"Recipe {recipe_hash(recipe)}, seeds {args.seeds}, {'inner folds' if args.inner else 'test folds'}; "
-        f"training {sum(seconds.values()) / 60:.0f} minutes in all. Brackets: 95 % bootstrap over prompts; in parentheses the paired difference to `single`."
+        f"Date {date.today()}, {versions}. Recipe {recipe_hash(recipe)}, seeds {args.seeds}, {folds}; "
+        f"training {minutes:.0f} minutes in all. "
+        "Brackets: 95 % bootstrap over prompts; in parentheses the paired difference to `single`."
     )
     page = f"# Real preferences\n\n{header}\n\n{text}\n\n{worth}\n"
     print(page)

@@ -131,9 +131,9 @@ def test_a_strong_length_bias_is_a_warning(plan_of):
 
 def test_a_category_in_one_fold_only_is_a_warning(plan_of):
     alike = [row(n, category="talk") for n in range(200)]
-    same = [item for item in alike if split_of((Message("user", item["prompt"]),), 3, 0) == 0][:20]
+    same = [item for item in alike if split_of((Message("user", item["prompt"]),), 2, 0) == 0][:20]
     plan = plan_of([*same, *(row(n) for n in range(20))])
-    assert any("talk: all comparisons fall into one of 3 folds" in warning for warning in plan.warnings)
+    assert any("talk: all comparisons fall into one of 2 folds" in warning for warning in plan.warnings)
 
 
 def test_bad_data_is_an_error_and_not_a_warning(plan_of):
@@ -152,7 +152,7 @@ def test_steps_are_those_of_every_fold_and_of_the_final_run(tmp_path):
 
     found = inner_steps(recipe, comparisons, comparisons[:5], ["logic"])
     assert found.phase_1 == steps([10 - first, first, 10], 4, 2)
-    assert found.phase_2 == steps([5 - labelled, labelled, 5], 2, 3)
+    assert found.phase_2 == steps([5 - labelled, labelled, 5], 2, 2)
     assert inner_steps(recipe, comparisons, comparisons[:5], []).phase_2 == 0
 
 

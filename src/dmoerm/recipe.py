@@ -109,13 +109,17 @@ class TaskModelOptions(Section):
     kind: Literal["lora", "full"] = Field(
         "lora", description="lora: an adapter per category over one shared backbone; full: all weights, one copy per category (the paper)."
     )
-    depth: Count | Literal["all"] = Field("all", description="In how many of the top layers weights are trained.")
+    depth: Count | Literal["all", "third"] = Field(
+        "third",
+        description="In how many of the top layers the task adapters sit; below, one frozen trunk serves every category and fold. "
+        "all: the paper; third: a third.",
+    )
     rank: Count = Field(64, description="Rank of the LoRA; kind lora only.")
     alpha: Annotated[float, Field(gt=0)] = Field(
         64.0, description="Scale of the LoRA: its product is multiplied by alpha / rank; kind lora only."
     )
     dropout: Fraction = Field(0.05, description="Dropout before the LoRA; kind lora only.")
-    learning_rate: LearningRate = Field(5e-4, description="Peak learning rate.")
+    learning_rate: LearningRate = Field(1e-3, description="Peak learning rate.")
     epochs: Count = Field(2, description="Passes over the comparisons at most; inner folds may stop earlier.")
     comparisons_per_batch: Count = Field(16, description="Comparisons per step and device; all responses of a comparison stay together.")
     weight_decay: NotNegative = Field(0.01, description="Decoupled weight decay (AdamW).")
@@ -138,8 +142,8 @@ class ExpertOptions(Section):
     rank: Count = Field(32, description="Rank of each LoRA.")
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="Scale of each LoRA: its product is multiplied by alpha / rank.")
     dropout: Fraction = Field(0.05, description="Dropout before each LoRA.")
-    learning_rate: LearningRate = Field(5e-4, description="Peak learning rate.")
-    epochs: Count = Field(3, description="Passes over the labelled comparisons at most; inner folds may stop earlier.")
+    learning_rate: LearningRate = Field(1e-3, description="Peak learning rate.")
+    epochs: Count = Field(2, description="Passes over the labelled comparisons at most; inner folds may stop earlier.")
     comparisons_per_batch: Count = Field(16, description="Comparisons per step and device.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay (AdamW).")
     warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
@@ -158,7 +162,7 @@ class AggregatorOptions(Section):
     weight_decay: NotNegative = Field(1.0, description="Pull towards the start, which is the mean of the standardised expert rewards.")
     epochs: Count = Field(50, description="Passes over the cached vectors at most.")
     cross_fit_folds: Annotated[int, Field(ge=2)] | None = Field(
-        3, description="Parts by which every comparison gets vectors from experts that have not seen it; null: one split (the paper)."
+        2, description="Parts by which every comparison gets vectors from experts that have not seen it; null: one split (the paper)."
     )
     holdout_fraction: Share = Field(
         0.4, description="Share of the comparisons kept from phase 1 for phase 3; used where cross_fit_folds is null."

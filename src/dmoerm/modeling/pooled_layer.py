@@ -126,5 +126,5 @@ def _at_positions(x: Tensor, index_BP: Tensor, dim: int) -> Tensor:
     """Entries `index_BP[b]` of row b along `dim`; a dim or batch of size 1 broadcasts."""
     if x.shape[dim] == 1:
         return x
-    rows_B1 = torch.arange(index_BP.shape[0], device=index_BP.device)[:, None]
-    return x.transpose(1, dim)[rows_B1 if x.shape[0] > 1 else torch.zeros_like(rows_B1), index_BP].transpose(1, dim)
+    rows_B1 = torch.arange(x.shape[0], device=x.device)[:, None] if x.shape[0] > 1 else torch.zeros_like(index_BP[:, :1])
+    return x.transpose(1, dim)[rows_B1, index_BP].transpose(1, dim)

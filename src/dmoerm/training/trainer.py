@@ -125,9 +125,9 @@ class RankingModule(nn.Module):
 
         Experts without a label in the batch are not run: a batch of one category costs the general model's twenty experts only five.
         """
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+        inputs: dict[str, Tensor] = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
         start = self._states.layer if self._states is not None else 0
-        members, expert_P = batch["expert"].unique(return_inverse=True)
+        members, expert_P = torch.unique(batch["expert"], return_inverse=True)
         pooled_BKD = self.backbone.pooled(
             inputs,
             start=start,
