@@ -170,20 +170,21 @@ def evaluate_model(
         require_aggregation(model, aggregation)
     if not comparisons:
         raise DataError("No comparisons were given, and a model measured on nothing has no figures; expected at least one.")
-    passes = [(model, name, f"model/{name}") for name in dict.fromkeys(aggregations)]
+    names = list(dict.fromkeys(aggregations))
+    total = len(comparisons) * (1 if against is None else 2)
+    scored = _score(model, comparisons, names, progress, 0, total)
+    results = {f"model/{name}": found for name, found in zip(names, scored, strict=True)}
+    main = next(iter(results))
+    reference = main
     if against is not None:
-        passes.append((against, against.aggregation, f"against/{against.aggregation}"))
-    results: dict[str, Results] = {}
-    for number, (judge, aggregation, row) in enumerate(passes):
-        results[row] = _score(judge, comparisons, aggregation, progress, number * len(comparisons), len(passes) * len(comparisons))
-    main = passes[0][2]
+        reference = f"against/{against.aggregation}"
+        results[reference] = _score(against, comparisons, [against.aggregation], progress, len(comparisons), total)[0]
     judged = [_judged_by(rewards) for rewards in results[main]]
     named = [replace(c, category=c.category or category) for c, category in zip(comparisons, judged, strict=True)]
     models = {
         row: [Scored(c, tuple(map(_value, rewards))) for c, rewards in zip(named, found, strict=True)] for row, found in results.items()
     }
     beside, notes = _baselines(training, named, baselines)
-    reference = passes[-1][2] if against is not None else main
     report = evaluate_agreement({**models, **beside}, reference, seed, samples, confidence, {**(meta or {}), **notes})
     by_id = {c.id: tuple(rewards) for c, rewards in zip(named, results[main], strict=True)}
     table = PairTable.of(models[main])
@@ -232,17 +233,19 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def _score(
     model: "RewardModel",
     comparisons: Sequence[Comparison],
-    aggregation: "Aggregation",
+    aggregations: "Sequence[Aggregation]",
     progress: Callable[[int, int], None],
     done: int,
     total: int,
-) -> Results:
+) -> list[Results]:
+    """Rewards of every comparison, once for each aggregation."""
     from dmoerm.modeling.reward_model import ScoreRequest
 
-    results: Results = []
+    results: list[Results] = [[] for _ in aggregations]
     for start in range(0, len(comparisons), CHUNK):
         requests = [ScoreRequest(c.prompt, c.responses) for c in comparisons[start : start + CHUNK]]
-        results += model.score_many(requests, aggregation=aggregation)
+        for result, found in zip(results, model.score_by_aggregation(requests, aggregations), strict=True):
+            result += found
         progress(done + start + len(requests), total)
     return results
 

@@ -19,6 +19,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dmoerm.errors import ConfigError
+
 __all__ = ["AGGREGATIONS", "Aggregation", "Aggregator", "InnerModel", "Judgement"]
 
 Aggregation = Literal["mlp", "mean", "wco", "uwo", "task"]
@@ -123,11 +125,13 @@ class InnerModel(nn.Module):
         """Calibrated rewards of B rows from their member vectors, shape (B, K, D).
 
         Raises:
-            ValueError: "task" is asked of a model whose task model is not a member.
+            ConfigError: "task" is asked of a model whose task model is not a member.
         """
         raw = self.raw_rewards(vectors_BKD, uwo_penalty=uwo_penalty)
         if aggregation not in raw:
-            raise ValueError(f"aggregation {aggregation!r} is not available for category {self.category!r}; choose one of {', '.join(raw)}")
+            raise ConfigError(
+                f"aggregation {aggregation!r} is not available for category {self.category!r}; choose one of {', '.join(raw)}"
+            )
         chosen = raw["mlp"][:, 0] if aggregation == "mlp" else raw[aggregation]
         index, mlp = AGGREGATIONS.index(aggregation), AGGREGATIONS.index("mlp")
         copies_BS = raw["mlp"][:, 1:] / self.temperature_A[mlp]

@@ -164,6 +164,12 @@ class RewardModel:
             aggregation: as for `score`.
             max_tokens: token budget of a batch, padding counted.
         """
+        return self.score_by_aggregation(requests, [aggregation or self.aggregation], max_tokens=max_tokens)[0]
+
+    def score_by_aggregation(
+        self, requests: Sequence[ScoreRequest], aggregations: Sequence[Aggregation], *, max_tokens: int = 16384
+    ) -> list[list[list[Reward | ScoreFailure]]]:
+        """As `score_many`, once for each aggregation; the texts go through the backbone only once."""
         results: list[list[Reward | ScoreFailure]] = [[] for _ in requests]
         rows: list[_Row] = []
         for number, request in enumerate(requests):
@@ -178,14 +184,18 @@ class RewardModel:
         by_category: dict[str, list[_Row]] = {}
         for row in rows:
             by_category.setdefault(routes[row.request][0], []).append(row)
+        answers = [[list(result) for result in results] for _ in aggregations]
         for category, members in by_category.items():
             for picked in token_batches([len(row.rendered.input_ids) for row in members], max_tokens):
                 chosen = [members[index] for index in picked]
-                judgement = self.judge_rows(category, [row.rendered for row in chosen], aggregation=aggregation)
-                for row, reward in zip(chosen, self._rewards(category, judgement), strict=True):
-                    truncated = row.rendered.truncated_prompt or row.rendered.truncated_response
-                    results[row.request][row.response] = replace(reward, category_probability=routes[row.request][1], truncated=truncated)
-        return results
+                vectors_BKD = self.member_vectors(category, [row.rendered for row in chosen])
+                for answer, aggregation in zip(answers, aggregations, strict=True):
+                    judgement = self.judge_vectors(category, vectors_BKD, aggregation)
+                    for row, reward in zip(chosen, self._rewards(category, judgement), strict=True):
+                        truncated = row.rendered.truncated_prompt or row.rendered.truncated_response
+                        probability = routes[row.request][1]
+                        answer[row.request][row.response] = replace(reward, category_probability=probability, truncated=truncated)
+        return answers
 
     def route(self, prompts: Sequence[tuple[Message, ...]], given: Sequence[str | None] | None = None) -> list[tuple[str, float]]:
         """(category whose inner model judges, probability of the router's first choice) for each prompt.
@@ -209,11 +219,10 @@ class RewardModel:
         """What the router sees of each prompt, shape (prompts, D)."""
         return prompt_vectors(self.backbone, self.renderer, prompts, finetuned=self.router.finetuned, max_tokens=max_tokens)
 
-    def judge_rows(self, category: str, rendered: Sequence[Rendered], *, aggregation: Aggregation | None = None) -> Judgement:
-        """Judge one batch of rendered rows by one category's inner model."""
+    def judge_vectors(self, category: str, vectors_BKD: Tensor, aggregation: Aggregation) -> Judgement:
+        """Judge member vectors, shape (B, K, D), by one category's inner model."""
         with torch.no_grad():
-            vectors_BKD = self.member_vectors(category, rendered)
-            return self.inner[category].judge(vectors_BKD, aggregation=aggregation or self.aggregation, uwo_penalty=self.uwo_penalty)
+            return self.inner[category].judge(vectors_BKD, aggregation=aggregation, uwo_penalty=self.uwo_penalty)
 
     def member_vectors(self, category: str, rendered: Sequence[Rendered]) -> Tensor:
         """Pooled vectors of the category's members, shape (B, K, D)."""

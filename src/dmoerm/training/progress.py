@@ -34,7 +34,7 @@ class RunLog:
         self._file: TextIO | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
         self._begin = time.monotonic()
 
     def __enter__(self) -> "RunLog":
