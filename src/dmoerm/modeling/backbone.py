@@ -9,7 +9,6 @@ Shapes: B rows, L tokens, D hidden, K experts.
 
 import hashlib
 import importlib.util
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -122,7 +121,6 @@ class Backbone(nn.Module):
             model.pooler = None  # its output feeds nothing here
         self.pooling: Pooling = _default_pooling(model) if pooling == "auto" else pooling
         self._holder = PassHolder()
-        self._lock = threading.RLock()
         layers = find_layers(model)
         self.target_modules = _targets(layers, target_modules)
         for index, layer in enumerate(layers):
@@ -324,7 +322,7 @@ class Backbone(nn.Module):
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
         if self.model.config.model_type not in _NO_CACHE_ARGUMENT:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        with self._lock:
+        with self._holder.lock:
             self._holder.current = run
             try:
                 return self.model(**inputs).last_hidden_state  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ Source: LoRA (arXiv 2106.09685) for the update and its initialisation; the share
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -71,9 +72,14 @@ class Pass:
 
 @dataclass(slots=True)
 class PassHolder:
-    """The one place the modules of a backbone look up the current pass."""
+    """The one place the modules of a backbone look up the current pass; the lock lets one pass run at a time."""
 
     current: Pass | None = None
+    lock: Any = field(default_factory=threading.RLock)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassHolder":
+        """A copied backbone runs its own passes."""
+        return PassHolder()
 
 
 def repeat_rows(x: Tensor, copies: int) -> Tensor:
