@@ -296,7 +296,7 @@ def _train(
             num_train_epochs=settings.epochs,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            warmup_steps=settings.warmup_fraction,
+            warmup_steps=_warmup_steps(len(examples), settings),
             max_grad_norm=settings.max_gradient_norm,
             lr_scheduler_type="linear",
             bf16=settings.bf16,
@@ -316,6 +316,13 @@ def _train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+def _warmup_steps(count: int, settings: PhaseSettings) -> int:
+    """Whole steps of warm-up, rounded down: its first step has rate 0, which a run of a few steps cannot spare."""
+    batches = -(-count // settings.comparisons_per_batch)
+    steps = -(-batches // settings.gradient_accumulation_steps) * settings.epochs
+    return int(settings.warmup_fraction * steps)
 
 
 def _checkpointing(wanted: bool) -> dict[str, bool]:
