@@ -164,7 +164,9 @@ def run(prepared: Prepared, data: Data, recipe: Recipe) -> dict[str, Rewards]:
         capabilities = taxonomy.category(category).capability_names
         for kind, labelled in (("experts", data.judged), ("control", control)):
             result = train_inner(work, category, own, [c for c in labelled if c.category == category], capabilities, plan)
-            by_category.setdefault(kind, {})[category] = judged_rewards(work, category, result, [c for c in tests if routes[c.id] == category], plan)
+            by_category.setdefault(kind, {})[category] = judged_rewards(
+                work, category, result, [c for c in tests if routes[c.id] == category], plan
+            )
     general = train_inner(work, GENERAL, data.pairs, data.judged, taxonomy.capability_names, plan)
     general_rewards = judged_rewards(work, GENERAL, general, tests, plan)
     single_judged = train_single(work, [*data.pairs, *as_preferences(data.judged)], tests, plan, int(general.metrics["task_epochs"]))
