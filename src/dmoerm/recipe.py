@@ -123,7 +123,9 @@ class TaskModelOptions(Section):
     epochs: Count = Field(2, description="Passes over the comparisons at most; inner folds may stop earlier.")
     comparisons_per_batch: Count = Field(16, description="Comparisons per step and device; all responses of a comparison stay together.")
     weight_decay: NotNegative = Field(0.01, description="Decoupled weight decay (AdamW).")
-    warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
+    warmup_fraction: Fraction = Field(
+        0.1, description="Share of the steps over which the learning rate rises, rounded down to whole steps."
+    )
     gradient_accumulation_steps: Count = Field(1, description="Batches whose gradients are added up before one step.")
     fit_head: bool = Field(
         True, description="Start from a head fitted on the frozen vectors (linear probing before fine-tuning) instead of a random one."
@@ -146,7 +148,9 @@ class ExpertOptions(Section):
     epochs: Count = Field(2, description="Passes over the labelled comparisons at most; inner folds may stop earlier.")
     comparisons_per_batch: Count = Field(16, description="Comparisons per step and device.")
     weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay (AdamW).")
-    warmup_fraction: Fraction = Field(0.1, description="Share of the steps over which the learning rate rises.")
+    warmup_fraction: Fraction = Field(
+        0.1, description="Share of the steps over which the learning rate rises, rounded down to whole steps."
+    )
     fit_heads: bool = Field(
         True, description="Start each expert's head from the task model's head refitted to its labels; false: a plain copy (the paper)."
     )

@@ -19,7 +19,7 @@ from dmoerm.modeling.backbone import Backbone, load_tokenizer
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.modeling.reward_model import RewardModel, prompt_vectors
 from dmoerm.modeling.router import Router
-from dmoerm.recipe import Recipe, dump_recipe, recipe_hash
+from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash
 from dmoerm.records import Comparison
 from dmoerm.taxonomy import GENERAL
 from dmoerm.training.inner import InnerPlan, InnerResult, Workspace, train_inner
@@ -197,34 +197,12 @@ def assemble(
 def inner_plan(recipe: Recipe, prepared: Prepared) -> InnerPlan:
     """The recipe's phases as the inner models need them."""
     bf16 = prepared.work.bf16
-    shared: dict[str, Any] = {
-        "seed": recipe.seed,
-        "bf16": bf16,
-        "report_to": recipe.training.report_to,
-        "gradient_checkpointing": recipe.training.gradient_checkpointing,
-    }
     task, expert, aggregator = recipe.task_model, recipe.experts, recipe.aggregator
     return InnerPlan(
         task_shape=TaskModelShape(None if task.kind == "full" else task.depth, task.rank, task.alpha, task.dropout, task.fit_head),
         expert_shape=ExpertShape(expert.depth, expert.rank, expert.alpha, expert.dropout, expert.with_task_model, expert.fit_heads),
-        task_settings=PhaseSettings(
-            learning_rate=task.learning_rate,
-            epochs=task.epochs,
-            comparisons_per_batch=task.comparisons_per_batch,
-            weight_decay=task.weight_decay,
-            warmup_fraction=task.warmup_fraction,
-            gradient_accumulation_steps=task.gradient_accumulation_steps,
-            **shared,
-        ),
-        expert_settings=PhaseSettings(
-            learning_rate=expert.learning_rate,
-            epochs=expert.epochs,
-            comparisons_per_batch=expert.comparisons_per_batch,
-            weight_decay=expert.weight_decay,
-            warmup_fraction=expert.warmup_fraction,
-            gradient_accumulation_steps=task.gradient_accumulation_steps,
-            **shared,
-        ),
+        task_settings=_phase_settings(task, recipe, bf16),
+        expert_settings=_phase_settings(expert, recipe, bf16),
         aggregator=AggregatorSettings(
             learning_rate=aggregator.learning_rate,
             weight_decay=aggregator.weight_decay,
@@ -239,6 +217,22 @@ def inner_plan(recipe: Recipe, prepared: Prepared) -> InnerPlan:
         minimum_labels=expert.minimum_labels,
         seed=recipe.seed,
         trunk_cache_mib=recipe.training.trunk_cache_mib,
+    )
+
+
+def _phase_settings(options: TaskModelOptions | ExpertOptions, recipe: Recipe, bf16: bool) -> PhaseSettings:
+    """How phase 1 or 2 is optimised: its own section of the recipe, and what both share."""
+    return PhaseSettings(
+        learning_rate=options.learning_rate,
+        epochs=options.epochs,
+        comparisons_per_batch=options.comparisons_per_batch,
+        weight_decay=options.weight_decay,
+        warmup_fraction=options.warmup_fraction,
+        gradient_accumulation_steps=recipe.task_model.gradient_accumulation_steps,
+        seed=recipe.seed,
+        bf16=bf16,
+        report_to=recipe.training.report_to,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
     )
 
 
