@@ -43,11 +43,16 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 PAPER_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
+    "backbone": {"layers": "all"},
     "task_model": {"kind": "full", "depth": "all", "fit_head": False},
     "experts": {"depth": "all", "rank": 32, "alpha": 32, "dropout": 0.05, "fit_heads": False},
     "aggregator": {"cross_fit_folds": None, "holdout_fraction": 0.4, "hidden_size": "hidden"},
 }
 """What `schedule: paper` sets (arXiv 2403.01197): 60 % of the comparisons for phase 1, 40 % for phase 3, full fine-tuning, rank 32."""
+
+
+MEASURED_LAYERS: Mapping[str, int] = {"sentence-transformers/all-MiniLM-L6-v2": 3}
+"""Backbones whose lower layers order responses better than all of them together, and how many to keep (benchmarks/layer_probe.py)."""
 
 
 class BackboneOptions(Section):
@@ -59,6 +64,11 @@ class BackboneOptions(Section):
         description="Hub id of an encoder or decoder, or a folder: an absolute path, or one that starts with ./ or ../ (from the recipe).",
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub; null takes the newest and records its commit.")
+    layers: Count | Literal["auto", "all"] = Field(
+        "auto",
+        description="How many of its layers are used, counted from the embeddings; vectors are read behind the last of them. "
+        "auto: those of a backbone whose middle layers were measured to tell more (docs/results.md), all of any other.",
+    )
     max_length_tokens: Annotated[int, Field(ge=8)] = Field(256, description="Token budget for prompt and response together.")
     pooling: Literal["auto", "mean", "spread", "last", "first"] = Field(
         "auto", description="Where the vector of a text is read; auto: the mean over the tokens of an encoder, the last token of a decoder."
@@ -69,6 +79,12 @@ class BackboneOptions(Section):
     target_modules: Literal["auto"] | tuple[str, ...] = Field(
         "auto", description="Names of the linear layers that carry task adapters and experts; auto: the query and value projections."
     )
+
+    def used_layers(self) -> int | None:
+        """The number of layers to keep; None keeps all."""
+        if self.layers == "auto":
+            return MEASURED_LAYERS.get(self.name)
+        return None if self.layers == "all" else self.layers
 
 
 class DataOptions(Section):
@@ -186,6 +202,9 @@ class TrainingOptions(Section):
     device: str = Field("auto", min_length=1, description="Where to run: auto, cpu, cuda, cuda:1, mps.")
     trunk_cache_mib: Annotated[int, Field(ge=0)] = Field(
         4096, description="Memory in MiB for hidden states of the frozen layers, kept over epochs; 0: compute them anew."
+    )
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
+        200, description="Optimizer steps between two stored states within an epoch, from which --resume goes on; 0: at the ends of epochs."
     )
     report_to: tuple[str, ...] = Field(
         (), description="Trackers by the names that transformers uses, for example tensorboard; their packages must be there."

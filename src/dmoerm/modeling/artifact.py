@@ -145,6 +145,7 @@ def _write(model: RewardModel, folder: Path) -> None:
             "revision": model.backbone.revision,
             "sha256": model.backbone.fingerprint(),
             "pooling": model.backbone.pooling,
+            "keep_layers": model.backbone.keep_layers,
             "target_modules": list(model.backbone.target_modules),
             "attention": model.backbone.model.config._attn_implementation,
         },
@@ -379,7 +380,12 @@ def _device(device: str) -> torch.device:
 
 def _load_backbone(spec: Mapping[str, Any], *, check: bool) -> Backbone:
     backbone = Backbone.load(
-        spec["name"], revision=spec["revision"], pooling=spec["pooling"], attention=spec["attention"], target_modules=spec["target_modules"]
+        spec["name"],
+        revision=spec["revision"],
+        pooling=spec["pooling"],
+        attention=spec["attention"],
+        target_modules=spec["target_modules"],
+        keep_layers=spec["keep_layers"],
     )
     if check and (found := backbone.fingerprint()) != spec["sha256"]:
         raise ArtifactError(

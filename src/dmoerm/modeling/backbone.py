@@ -100,9 +100,10 @@ class Backbone(nn.Module):
         name: folder or Hub id it came from, for the manifest.
         pooling: how a row becomes one vector; "auto" is last token for causal models and mask-weighted mean for encoders.
         target_modules: names of the linear layers to adapt; "auto" is the query and value projections.
+        keep_layers: how many layers to keep, from the embeddings up; None keeps all.
 
     Raises:
-        ConfigError: the model has no list of layers, or `target_modules` match nothing.
+        ConfigError: the model has no list of layers or fewer than `keep_layers`, or `target_modules` match nothing.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Backbone(nn.Module):
         pooling: Pooling | Literal["auto"] = "auto",
         target_modules: Sequence[str] | Literal["auto"] = "auto",
         revision: str | None = None,
+        keep_layers: int | None = None,
     ) -> None:
         super().__init__()
         self.name, self.revision = name, revision
@@ -122,6 +124,9 @@ class Backbone(nn.Module):
         self.pooling: Pooling = _default_pooling(model) if pooling == "auto" else pooling
         self._holder = PassHolder()
         layers = find_layers(model)
+        if keep_layers is not None:
+            cut_layers(model, layers, keep_layers, name)
+        self.keep_layers = keep_layers
         self.target_modules = _targets(layers, target_modules)
         for index, layer in enumerate(layers):
             _wrap_linears(layer, self.target_modules, self._holder)
@@ -139,6 +144,7 @@ class Backbone(nn.Module):
         pooling: Pooling | Literal["auto"] = "auto",
         attention: str = "auto",
         target_modules: Sequence[str] | Literal["auto"] = "auto",
+        keep_layers: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "Backbone":
         """Pretrained weights from a folder or the Hub; the embedded MiniLM from its package where the Hub cannot be reached.
@@ -165,7 +171,7 @@ class Backbone(nn.Module):
                 f"{len(info['mismatched_keys'])} have another shape. It would start with random values; "
                 "use a checkpoint made for this architecture."
             )
-        return Backbone(model, name=name, revision=revision, pooling=pooling, target_modules=target_modules)
+        return Backbone(model, name=name, revision=revision, pooling=pooling, target_modules=target_modules, keep_layers=keep_layers)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -397,6 +403,20 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
     if not lists:
         raise ConfigError(f"{type(model).__name__} has no list of layers; dmoerm works with transformer encoders and decoders.")
     return max(lists, key=len)
+
+
+def cut_layers(model: PreTrainedModel, layers: nn.ModuleList, keep: int, name: str) -> None:
+    """Drop all layers above the lowest `keep`, in place; what follows the last layer (a final norm) stays.
+
+    Raises:
+        ConfigError: the model has fewer layers.
+    """
+    if not 1 <= keep <= len(layers):
+        raise ConfigError(f"backbone.layers is {keep}, but {name} has {len(layers)} layers; use 1 to {len(layers)}, or all")
+    del layers[keep:]
+    model.config.num_hidden_layers = keep
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:keep]
 
 
 def _wrap_linears(layer: nn.Module, targets: Sequence[str], holder: PassHolder) -> None:
