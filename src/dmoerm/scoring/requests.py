@@ -17,6 +17,7 @@ from dmoerm.data.readers.fields import check_fields, messages_field, text_field
 from dmoerm.data.strict_json import json_type
 from dmoerm.errors import DataError
 from dmoerm.modeling.reward_model import ScoreRequest
+from dmoerm.records import Comparison
 
 __all__ = ["read_request", "row_id"]
 
@@ -40,8 +41,10 @@ def read_request(row: Row, path: Path, category: str | None = None) -> ScoreRequ
         check_fields(data, ("prompt", "responses"))
         return ScoreRequest(messages_field(data["prompt"], '"prompt"'), _responses(data["responses"]), category)
     for format in FORMATS.values():
-        if all(key in data for key in format.required):
+        if not format.mismatch(data):
             comparison = format.read_row(row, path)
+            if not isinstance(comparison, Comparison):
+                raise DataError("the row is no comparison of responses to one prompt.")
             return ScoreRequest(comparison.prompt, comparison.responses, category)
     found = ", ".join(f'"{key}"' for key in data) or "none"
     raise DataError(f'the keys are {found}; expected "prompt" with "response" or "responses", or a comparison ({", ".join(FORMATS)}).')

@@ -2,6 +2,7 @@
 
 import os
 
+from dmoerm.data.files import scan_file
 from dmoerm.data.jsonl import Row, map_rows
 from dmoerm.data.readers.fields import category_field, check_fields, messages_field
 from dmoerm.errors import DataError
@@ -16,14 +17,14 @@ def read_prompts(
     """The prompts of a file, each with its category, in order.
 
     Args:
-        path: a `.jsonl` or `.jsonl.gz` file.
+        path: a file or `hub:` name, as for `read_comparisons`.
         bad_rows: "stop" raises an error that lists the first bad rows, "skip" leaves them out.
         rejected_dir: folder for `<stem>.rejected.jsonl` with the skipped rows; None writes nothing.
 
     Raises:
         DataError: as `read_comparisons`.
     """
-    return map_rows(path, _prompt, bad_rows, rejected_dir).items
+    return map_rows(path, _prompt, bad_rows, rejected_dir, scan_file).items
 
 
 def _prompt(row: Row) -> tuple[tuple[Message, ...], str]:
