@@ -156,6 +156,14 @@ def test_more_bad_rows_than_the_limit_stop_although_they_may_be_skipped(recipe, 
     assert load_run_data(recipe(data, {"a.jsonl": [*good, {**ROW, "prompt": "98"}, bad[0]]})).notes["rows rejected"] == 1
 
 
+def test_skipped_rows_of_prompt_files_are_counted_too(recipe):
+    files = {"a.jsonl": [ROW], "p.jsonl": [{"prompt": "x", "category": "闲聊"}, {"prompt": "y"}]}
+    made = recipe("  comparisons: [a.jsonl]\n  prompts: [p.jsonl]\n  bad_rows: skip\n  max_drop_fraction: 0.5\n", files)
+    found = load_run_data(made)
+    assert [category for _, category in found.prompts] == ["chitchat"]
+    assert found.notes["rows rejected"] == 1
+
+
 def test_rows_without_a_comparison_are_counted_and_are_no_bad_rows(recipe):
     found = load_run_data(recipe(f"  comparisons: ['{FIXTURES}/arena.jsonl']\n"))
     assert len(found.comparisons) == 3

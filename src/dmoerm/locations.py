@@ -49,7 +49,7 @@ class HubName:
 
 def is_hub(path: Path | str) -> bool:
     """True for a name that begins with `hub:`."""
-    return str(path).startswith(HUB)
+    return _text(path).startswith(HUB)
 
 
 def parse_hub(path: Path | str) -> HubName:
@@ -58,7 +58,7 @@ def parse_hub(path: Path | str) -> HubName:
     Raises:
         ConfigError: it is none of the forms above.
     """
-    name, *parts = str(path).removeprefix(HUB).split(":")
+    name, *parts = _text(path).removeprefix(HUB).split(":")
     local = name.startswith((".", "/", "~"))
     found = None if local else _REPOSITORY.fullmatch(name)
     if not name or len(parts) > 2 or not (local or found):
@@ -78,7 +78,11 @@ def absolute_location(path: Path, folder: Path) -> Path:
     """The same file, or `hub:` folder, from the root; relative ones start at `folder`. A repository stays as it is."""
     if not is_hub(path):
         return Path(os.path.normpath(folder / path.expanduser()))
-    name, colon, rest = str(path).removeprefix(HUB).partition(":")
+    name, colon, rest = _text(path).removeprefix(HUB).partition(":")
     if not name.startswith((".", "/", "~")):
         return path
     return Path(f"{HUB}{os.path.normpath(folder / Path(name).expanduser())}{colon}{rest}")
+
+
+def _text(path: Path | str) -> str:
+    return path.as_posix() if isinstance(path, Path) else path

@@ -8,6 +8,7 @@ A name without a revision takes the newest commit; which one that was is told by
 import functools
 import importlib.util
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def _split_files(path: Path, name: HubName) -> HubFiles:
 
     try:
         place = str(_folder(name)) if name.local else name.repository
-        builder = datasets.load_dataset_builder(place, name.config, revision=name.revision)
+        with tempfile.TemporaryDirectory() as unused:  # it would keep lock files for data that it is never asked to prepare
+            builder = datasets.load_dataset_builder(place, name.config, revision=name.revision, cache_dir=unused)
     except Exception as error:  # a dozen types of three libraries; the reason is theirs
         raise DataError(f"{path}: the data set cannot be opened ({error}). {'' if name.local else _OFFLINE}".rstrip()) from error
     splits = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}

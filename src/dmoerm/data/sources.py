@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dmoerm.data.hub import hub_commit
-from dmoerm.data.readers import FORMATS, ReadResult, read_comparisons, read_prompts
+from dmoerm.data.readers import FORMATS, ReadResult, map_prompts, read_comparisons
 from dmoerm.data.splits import overlapping_prompts, split_by_prompt
 from dmoerm.errors import DataError
 from dmoerm.locations import is_hub
@@ -114,8 +114,9 @@ class _Files:
 
     def read_prompts(self, path: Path) -> list[tuple[tuple[Message, ...], str]]:
         """The prompts of one file, with names of categories from the taxonomy."""
-        rows = read_prompts(path, self.recipe.data.bad_rows, self.recipe.output.parent)
-        return [(prompt, self._known_category(category) or self._refuse_category(str(path), category)) for prompt, category in rows]
+        mapped = map_prompts(path, self.recipe.data.bad_rows, self.recipe.output.parent)
+        self._count(path, mapped.rows, mapped.rejected)
+        return [(prompt, self._known_category(category) or self._refuse_category(str(path), category)) for prompt, category in mapped.items]
 
     def check_dropped(self) -> None:
         """Stop where skipping bad rows has taken too many.
@@ -148,12 +149,15 @@ class _Files:
         result = read_comparisons(path, format, data.bad_rows, self.recipe.output.parent, data.rank_order)
         commit = hub_commit(path) if is_hub(path) else None
         self.formats[str(path)] = result.format if commit is None else f"{result.format}, commit {commit[:12]}"
-        self.rows += result.rows
-        self.rejected[str(path)] += result.rejected
-        self.notes["rows rejected"] += result.rejected
+        self._count(path, result.rows, result.rejected)
         for reason, count in result.left_out.items():
             self.notes[f"rows without a comparison: {reason}"] += count
         return result
+
+    def _count(self, path: Path, rows: int, rejected: int) -> None:
+        self.rows += rows
+        self.rejected[str(path)] += rejected
+        self.notes["rows rejected"] += rejected
 
     def _with_category(self, comparison: Comparison, own_categories: bool) -> Comparison:
         if comparison.category is None:

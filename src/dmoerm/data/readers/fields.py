@@ -60,7 +60,7 @@ def check_fields(data: Mapping[str, Any], required: Collection[str], optional: C
     if missing:
         raise DataError(f"{missing}.")
     absent = [name for name in optional if name not in data]
-    for key in data:
+    for key in data if absent else ():
         if key not in required and key not in optional:
             near = difflib.get_close_matches(key, absent, n=1, cutoff=0.85)
             if near:

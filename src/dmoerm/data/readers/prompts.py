@@ -3,12 +3,12 @@
 import os
 
 from dmoerm.data.files import scan_file
-from dmoerm.data.jsonl import Row, map_rows
+from dmoerm.data.jsonl import MappedRows, Row, map_rows
 from dmoerm.data.readers.fields import category_field, check_fields, messages_field
 from dmoerm.errors import DataError
 from dmoerm.records import Message
 
-__all__ = ["read_prompts"]
+__all__ = ["map_prompts", "read_prompts"]
 
 
 def read_prompts(
@@ -24,7 +24,18 @@ def read_prompts(
     Raises:
         DataError: as `read_comparisons`.
     """
-    return map_rows(path, _prompt, bad_rows, rejected_dir, scan_file).items
+    return map_prompts(path, bad_rows, rejected_dir).items
+
+
+def map_prompts(
+    path: str | os.PathLike[str], bad_rows: str = "stop", rejected_dir: str | os.PathLike[str] | None = None
+) -> MappedRows[tuple[tuple[Message, ...], str]]:
+    """The same with the number of rows and of those that were skipped.
+
+    Raises:
+        DataError: as `read_comparisons`.
+    """
+    return map_rows(path, _prompt, bad_rows, rejected_dir, scan_file)
 
 
 def _prompt(row: Row) -> tuple[tuple[Message, ...], str]:
