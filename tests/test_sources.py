@@ -177,3 +177,26 @@ def test_comparisons_of_three_files_with_one_name_keep_apart(recipe, tmp_path):
         (tmp_path / folder / "t.jsonl").write_text(json.dumps({**ROW, "prompt": folder}) + "\n")
     found = load_run_data(recipe("  comparisons: [a/t.jsonl, b/t.jsonl, c/t.jsonl]\n"))
     assert len({comparison.id for comparison in found.comparisons}) == 3
+
+
+@pytest.mark.faults("F06")
+def test_what_cannot_be_rendered_is_counted_up_to_the_limit_and_stops_the_run_above_it(recipe, tiny_encoder_folder):
+    import dataclasses
+    import io
+
+    from dmoerm.errors import TrainingError
+    from dmoerm.training.pipeline import prepare
+    from dmoerm.training.progress import RunLog
+
+    rows = [{"prompt": f"say {number}", "responses": ["good " * 40, "bad"], "ranks": [1, 2]} for number in range(20)]
+    backbone = f"backbone: {{name: '{tiny_encoder_folder}', max_length_tokens: 16}}\n"
+    made = recipe(f"  comparisons: [a.jsonl]\n  max_drop_fraction: 0.05\n{backbone}", {"a.jsonl": rows})
+    whole = load_run_data(made).comparisons
+    # Readers refuse an empty response; one built in Python, or one that the tokenizer swallows, is met here.
+    blank = [dataclasses.replace(comparison, responses=("good", " ")) for comparison in whole[:2]]
+    said = io.StringIO()
+    prepared = prepare([blank[0], *whole[1:]], [], made, RunLog(None, stream=said))
+    assert len(prepared.comparisons) == 19
+    assert "rendered 38 responses; cut: 0 prompts, 19 responses; dropped: 2" in said.getvalue()
+    with pytest.raises(TrainingError, match=r"2 of 20 comparisons have an empty response .*data\.max_drop_fraction \(0\.05\)"):
+        prepare([*blank, *whole[2:]], [], made, RunLog(None, quiet=True))
