@@ -318,3 +318,17 @@ def test_text_like_a_date_survives_every_reader_byte_for_byte(tmp_path, name):
     (one,) = read_comparisons(path).comparisons
     assert one.prompt[0].content == odd
     assert one.responses == (odd, "1e5")
+
+
+def test_a_row_of_any_format_can_be_scored_and_one_without_a_comparison_says_why():
+    from dmoerm.data.jsonl import Row
+    from dmoerm.scoring.requests import read_request
+
+    for name in FORMATS:
+        path = FIXTURES / f"{name}.jsonl"
+        request = read_request(Row(1, rows_of(name)[0]), path)
+        # HelpSteer2 rows hold one response, which is scored by itself.
+        assert request.responses == load(name).comparisons[0].responses[: len(request.responses)]
+        assert len(request.responses) == (1 if name == "helpsteer2" else len(load(name).comparisons[0].responses))
+    with pytest.raises(DataError, match="the row holds no comparison: several turns in which the models answered differently"):
+        read_request(Row(3, rows_of("arena")[2]), FIXTURES / "arena.jsonl")

@@ -44,7 +44,7 @@ RANK_ORDERS = ("smaller_is_better", "larger_is_better")
 _SNIFFED_ROWS = 20
 
 
-def _fits(data: Mapping[str, Any]) -> str:
+def _no_misfit(data: Mapping[str, Any]) -> str:
     return ""
 
 
@@ -63,10 +63,14 @@ class Format:
 
     required: tuple[str, ...]
     read_row: Callable[[Row, Path], Comparison | LeftOut | RatedResponse]
-    misfit: Callable[[Mapping[str, Any]], str] = _fits
+    misfit: Callable[[Mapping[str, Any]], str] = _no_misfit
     compare: Callable[[Sequence[RatedResponse]], Comparison | LeftOut] | None = None
     either_order: bool = False
     own_categories: bool = False
+
+    def fits(self, data: Mapping[str, Any]) -> bool:
+        """Whether a row is of this format, by its keys."""
+        return all(key in data for key in self.required) and not self.misfit(data)
 
     def mismatch(self, data: Mapping[str, Any]) -> str:
         """Why a row is not of this format; "" where it is."""
@@ -199,7 +203,7 @@ def _detect(path: Path) -> str:
 
 
 def _first_fit(row: Row) -> str | None:
-    return next((name for name, format in FORMATS.items() if not format.mismatch(row.data)), None)
+    return next((name for name, format in FORMATS.items() if format.fits(row.data)), None)
 
 
 def _nearest(name: str) -> str:
