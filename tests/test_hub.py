@@ -161,3 +161,16 @@ def test_what_cannot_be_reached_says_what_to_do_without_a_network(tmp_path):
 def test_a_set_that_cannot_be_reached_says_what_to_do_without_a_network():
     with pytest.raises(DataError, match=r"hub:org/none: the data set cannot be opened .*name its folder: hub:/FOLDER:CONFIG:SPLIT"):
         read_comparisons("hub:org/none")
+
+
+def test_the_address_that_datasets_gives_for_a_file_leads_to_that_commit(tmp_path):
+    from dmoerm.data.hub import _local
+
+    cached = tmp_path / "hub-cache" / "datasets--org--name" / "snapshots" / COMMIT / "easy" / "train.jsonl"
+    write(cached, rows(1))
+    name = parse_hub("hub:org/name:easy")
+    # The form of the entries of `builder.config.data_files` in datasets 5.2.0 for a repository.
+    file, local = _local("hub:org/name:easy", name, f"hf://datasets/org/name@{COMMIT}/easy/train.jsonl")
+    assert (file, local) == ("easy/train.jsonl", cached)
+    with pytest.raises(DataError, match=r"https://example\.org/x\.jsonl is outside the repository\. Download it"):
+        _local("hub:org/name:easy", name, "https://example.org/x.jsonl")
