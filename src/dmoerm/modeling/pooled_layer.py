@@ -85,7 +85,8 @@ def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kw
         row_mask, row_positions = run.repeat(row_mask), run.repeat(row_positions)
     if row_positions is not None:
         kwargs["position_embeddings"] = row_positions
-    kwargs["past_key_values"] = keys_values
+    # transformers 5.24 renamed this argument, and where both names are given it ignores the older one: take the name the model used.
+    kwargs["cache" if "cache" in kwargs else "past_key_values"] = keys_values
     kwargs.pop("position_ids", None)
     kwargs.pop("use_cache", None)
     return layer(pooled_BPD, attention_mask=row_mask, **kwargs)  # type: ignore[no-any-return]
