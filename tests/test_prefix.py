@@ -253,6 +253,13 @@ def test_a_flat_row_holds_the_shared_tokens_once_at_the_positions_they_had():
     assert first.last_mask[0, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 1, 1]]
 
 
+def test_rows_attend_together_up_to_so_many_tokens_and_a_longer_one_alone(monkeypatch):
+    monkeypatch.setattr(prefix, "CHUNK_TOKENS", 4)
+    rows = [(1, *[2] * length) for length in (2, 2, 1, 6, 1)]
+    (segment,) = flat_row(rows, [PromptGroup((0, 1, 2, 3, 4), 1)]).segments
+    assert [place for place, _ in segment.chunks] == [slice(1, 5), slice(5, 6), slice(6, 12), slice(12, 13)]
+
+
 # --- planning ---------------------------------------------------------------------------------------------------------------------------
 
 
