@@ -1,7 +1,8 @@
 """The backbone: any `transformers` encoder or decoder, its layers staged so that a pass can start, stop or fan out at any of them.
 
 `Backbone.load` takes real weights: a folder, a Hub id, or, for the embedded default, the package that carries the same file.
-`trunk` runs the lower layers once for a batch; `pooled` runs the rest (or everything) and pools one vector a row and expert.
+`trunk` runs the lower layers once for a batch; `pooled` runs the rest (or everything) and pools one vector a row and expert;
+`pooled_flat` does so for rows that share their beginnings (prefix.py).
 The model's own forward makes masks and positions in every case, so no family needs code of its own here.
 
 Shapes: B rows, L tokens, D hidden, K experts.
@@ -10,6 +11,7 @@ Shapes: B rows, L tokens, D hidden, K experts.
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from dmoerm.errors import ArtifactError, ConfigError
 from dmoerm.modeling.experts import INPUT_PROJECTIONS, AdaptedLinear, LowRank, Pass, PassHolder, adapted_linears, repeat_rows, slot
 from dmoerm.modeling.pooled_layer import pooled_layer, supports_pooled_layer
+from dmoerm.modeling.prefix import FlatRow, attending_flat, shares_prefixes
 
 __all__ = ["Backbone", "Pooling", "load_tokenizer"]
 
@@ -83,6 +86,8 @@ class StagedLayer(nn.Module):
         if self.index == run.stop:
             raise TrunkReachedError(hidden_states)
         run.layer = self.index
+        if run.flat is not None:
+            kwargs["flat"] = run.flat  # the model's own layer hands it on to `flat_attention`
         if self.is_top and run.pooled_index_BP is not None:
             return pooled_layer(self.layer, hidden_states, args, kwargs, run)
         if run.fan_out_at == self.index:
@@ -128,6 +133,7 @@ class Backbone(nn.Module):
             cut_layers(model, layers, keep_layers, name)
         self.keep_layers = keep_layers
         self.target_modules = _targets(layers, target_modules)
+        self._attention: str | None = model.config._attn_implementation  # a pass of another thread may be flat when we ask
         for index, layer in enumerate(layers):
             _wrap_linears(layer, self.target_modules, self._holder)
             layers[index] = StagedLayer(layer, index, self._holder, is_top=index == len(layers) - 1)
@@ -300,20 +306,12 @@ class Backbone(nn.Module):
         """
         assert start == 0 or hidden_BLD is not None, "a pass that starts above the embeddings needs hidden states"
         pooling = pooling or self.pooling
-        run = Pass(start=start, hidden_BLD=hidden_BLD, task=task, experts=experts)
-        if experts is not None:
-            config = self.adapter_config[f"experts/{experts}"]
-            run.copies = config["copies"] if members is None else len(members)
-            run.members, run.fan_out_at = members, config["first_layer"]
-            if start > config["first_layer"]:
-                raise ValueError(
-                    f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}"
-                )
+        run = self._pass(task, experts, members, start=start, hidden_BLD=hidden_BLD)
         mask_BL = batch["attention_mask"].long()
         positions_BP, weights_BP = pooled_positions(mask_BL, pooling)
         top: Any = self.layers[-1].layer
         checkpoints = self.training and _is_checkpointing(self.model)  # drops the cache the shortcut hands over
-        if shortcut and not checkpoints and pooling != "mean" and supports_pooled_layer(top, self.model.config._attn_implementation):
+        if shortcut and not checkpoints and pooling != "mean" and supports_pooled_layer(top, self._attention):
             run.pooled_index_BP = positions_BP
         hidden = self._run(batch, run).float()
         hidden_KBLD = hidden.view(run.copies, mask_BL.shape[0], *hidden.shape[1:])
@@ -324,11 +322,46 @@ class Backbone(nn.Module):
         pooled_KBD = (hidden_KBLD * weights_BP1).sum(2) / weights_BP1.sum(1)
         return pooled_KBD.transpose(0, 1)
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether `pooled_flat` can do what `pooled` does: a decoder of full causal attention, pooled at the last token."""
+        plain: list[Any] = [staged.layer for staged in self.layers]
+        return self.pooling == "last" and shares_prefixes(self.model, plain, self._attention)
+
+    def pooled_flat(self, flat: FlatRow, *, task: str | None = None, experts: str | None = None, members: Tensor | None = None) -> Tensor:
+        """As `pooled` at the last token of each row, for rows that share their beginnings; equal up to rounding, shape (S, K, D).
+
+        Args:
+            flat: the S rows, laid end to end.
+            task: category whose task adapter is active.
+            experts: category whose experts are active.
+            members: indices of the experts to run, K of them; None means the whole stack.
+        """
+        assert self.shares_prefixes, f"{self.name} cannot share prefixes"
+        run = self._pass(task, experts, members)
+        run.flat, run.pooled_index_BP = flat, flat.last_1S
+        hidden_KSD = self._run({"input_ids": flat.input_ids_1L, "position_ids": flat.position_ids_1L}, run).float()
+        return hidden_KSD.transpose(0, 1)
+
+    def _pass(
+        self, task: str | None, experts: str | None, members: Tensor | None, *, start: int = 0, hidden_BLD: Tensor | None = None
+    ) -> Pass:
+        run = Pass(start=start, hidden_BLD=hidden_BLD, task=task, experts=experts)
+        if experts is not None:
+            config = self.adapter_config[f"experts/{experts}"]
+            run.copies = config["copies"] if members is None else len(members)
+            run.members, run.fan_out_at = members, config["first_layer"]
+            if start > config["first_layer"]:
+                raise ValueError(
+                    f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}"
+                )
+        return run
+
     def _run(self, batch: Mapping[str, Tensor], run: Pass) -> Tensor:
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids") if key in batch}
         if self.model.config.model_type not in _NO_CACHE_ARGUMENT:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        with self._holder.lock:
+        with self._holder.lock, nullcontext() if run.flat is None else attending_flat(self.model):
             self._holder.current = run
             try:
                 return self.model(**inputs).last_hidden_state  # type: ignore[no-any-return]

@@ -69,8 +69,10 @@ def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kw
     fans_out_here = run.fan_out_at == run.layer and run.copies > 1
     has_fanned_out = hidden_BLD.shape[0] != run.rows
     index_BP = run.pooled_index_BP
-    if mask is not None:
-        row_mask: Tensor | None = _at_positions(mask, index_BP, dim=2)
+    if run.flat is not None:
+        row_mask: Tensor | None = None  # the flat row says itself who sees whom
+    elif mask is not None:
+        row_mask = _at_positions(mask, index_BP, dim=2)
     else:
         row_mask = _causal_rows(layer, hidden_BLD, index_BP)
     positions = kwargs.pop("position_embeddings", None)
@@ -85,7 +87,8 @@ def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kw
         row_mask, row_positions = run.repeat(row_mask), run.repeat(row_positions)
     if row_positions is not None:
         kwargs["position_embeddings"] = row_positions
-    kwargs["past_key_values"] = keys_values
+    # transformers 5.24 renamed this argument, and where both names are given it ignores the older one: take the name the model used.
+    kwargs["cache" if "cache" in kwargs else "past_key_values"] = keys_values
     kwargs.pop("position_ids", None)
     kwargs.pop("use_cache", None)
     return layer(pooled_BPD, attention_mask=row_mask, **kwargs)  # type: ignore[no-any-return]
