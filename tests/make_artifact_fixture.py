@@ -54,7 +54,7 @@ def random_model(backbone_name, *, full=True, task_depth=2, expert_depth=1, seed
     def randomise(module):
         for parameter in module.parameters():
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        for name, buffer in module.named_buffers():
+        for name, buffer in module.named_buffers() if not isinstance(module, Backbone) else ():
             low = 0.5 if "std" in name or "temperature" in name else -0.5
             buffer.copy_(low + torch.rand(buffer.shape, generator=generator))
 
@@ -141,7 +141,7 @@ def main():
     model = random_model("backbone")
     model.save_pretrained("model")
     (folder / "rewards.json").write_text(json.dumps(expected_rewards(model), indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {folder}")
+    sys.stdout.write(f"wrote {folder}\n")
 
 
 if __name__ == "__main__":

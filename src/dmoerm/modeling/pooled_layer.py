@@ -9,7 +9,6 @@ others take the general path.
 Shapes: B rows (K·B where the rows have fanned out before), L tokens, P pooled positions, D hidden, H key heads, E head width.
 """
 
-import functools
 import inspect
 import sys
 from typing import Any, cast
@@ -93,7 +92,6 @@ def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kw
     return layer(pooled_BPD, attention_mask=row_mask, **kwargs)  # type: ignore[no-any-return]
 
 
-@functools.cache
 def _cache_keyword(layer_class: type[nn.Module]) -> str:
     # transformers 5.24 renamed it, and of two given names drops the old one with no more than a warning: the layer would see one token.
     return "cache" if "cache" in inspect.signature(layer_class.forward).parameters else "past_key_values"
