@@ -129,7 +129,7 @@ def expected_rewards(model):
 def main():
     import torch
 
-    from dmoerm.modeling.artifact import FORMAT_VERSION
+    from dmoerm.modeling.manifest import FORMAT_VERSION
 
     torch.set_num_threads(1)
     folder = FIXTURES / f"artifact_v{FORMAT_VERSION}"

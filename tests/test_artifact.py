@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dmoerm.data.sources import RunData
 from dmoerm.errors import ArtifactError, ConfigError
-from dmoerm.modeling.artifact import MANIFEST, check_target
+from dmoerm.modeling.artifact import check_target
+from dmoerm.modeling.manifest import MANIFEST
 from dmoerm.modeling.peft_export import export_peft
 from dmoerm.modeling.reward_model import RewardModel, ScoreRequest, as_messages
 from dmoerm.modeling.verification import verify_artifact
@@ -152,7 +153,7 @@ def test_another_backbone_is_refused(copy):
 
 
 def test_a_folder_that_is_taken_is_never_written_over(saved, tmp_path):
-    with pytest.raises(ArtifactError, match="already holds a dmoerm model"):
+    with pytest.raises(ArtifactError, match="already holds a model"):
         check_target(saved, overwrite=False)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="holds no dmoerm model"):

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from dmoerm.cli import main as cli
 from dmoerm.errors import ArtifactError, ConfigError
-from dmoerm.modeling.artifact import MANIFEST, read_manifest
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.canaries import CANARIES
+from dmoerm.modeling.manifest import MANIFEST, read_manifest
 from dmoerm.modeling.reward_model import RewardModel
 from dmoerm.modeling.verification import verify_artifact
 
@@ -169,6 +169,7 @@ def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(home, copy):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from dmoerm.modeling.manifest import MANIFEST, read_manifest
 from dmoerm.modeling.reward_model import RewardModel
 model = RewardModel.from_pretrained(sys.argv[1])
 rename, calls = Path.rename, []
@@ -438,3 +439,10 @@ def test_a_backbone_with_truncated_weights_is_a_config_error(home, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigError, match=r"backbone .*: its weights cannot be read"):
         Backbone.load(str(folder))
+
+
+def test_a_model_may_be_saved_into_the_folder_one_stands_in(home, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    RewardModel.from_pretrained(home / "model").save_pretrained(".")
+    assert contents(tmp_path / "here") == contents(home / "model")

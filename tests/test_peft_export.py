@@ -310,7 +310,7 @@ def test_the_command_writes_what_the_library_writes(saved, tmp_path, capsys):
     for path in other.rglob("*"):
         assert path.is_dir() or path.read_bytes() == (out / path.relative_to(other)).read_bytes()
     assert cli.main(["export", str(saved), str(out), "--to", "peft"]) == cli.FAILED
-    assert "already holds a dmoerm export" in capsys.readouterr().err
+    assert "already holds an export" in capsys.readouterr().err
     assert cli.main(["export", str(saved), str(out), "--to", "peft", "--overwrite", "--json", "--no-check"]) == cli.DONE
     found = json.loads(capsys.readouterr().out)
     assert (found["format"], len(found["adapters"]), found["largest_difference"]) == ("peft", 7, None)

@@ -172,17 +172,25 @@ def _devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         yield Finding("devices", "cuda", f"none usable; this torch is built for {'CUDA ' + built if built else 'the CPU alone'}", "note")
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        free, total = torch.cuda.mem_get_info(index)
-        bf16 = "bf16" if properties.major >= 8 else "no bf16"
-        yield Finding(
-            "devices",
-            f"cuda:{index}",
-            f"{properties.name}, {_gib(free)} of {_gib(total)} free, {bf16}, built for CUDA {torch.version.cuda}",
-        )
+    else:
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            bf16 = "bf16" if properties.major >= 8 else "no bf16"
+            value = (
+                f"{properties.name}, {_free(index)} of {_gib(properties.total_memory)} free, {bf16}, torch for CUDA {torch.version.cuda}"
+            )
+            yield Finding("devices", f"cuda:{index}", value)
     if sys.platform == "darwin":
         yield Finding("devices", "mps", "usable with --device mps" if torch.backends.mps.is_available() else "not usable")
+
+
+def _free(index: int) -> str:
+    import torch
+
+    try:
+        return _gib(torch.cuda.mem_get_info(index)[0])
+    except RuntimeError:  # another process has it for itself
+        return "unknown"
 
 
 def _cpu_flags() -> set[str]:

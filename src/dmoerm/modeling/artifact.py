@@ -26,9 +26,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dmoerm.data.rendering import Renderer
 from dmoerm.errors import ArtifactError, ConfigError
-from dmoerm.modeling.adapter_files import CONFIG, config_problems, fill_adapter, read_tensors, require_shapes, save_adapter, write_tensors
+from dmoerm.modeling.adapter_files import fill_adapter, read_tensors, require_shapes, save_adapter, write_tensors
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.canaries import compare_canaries, measure_canaries
+from dmoerm.modeling.file_checks import verify_files
 from dmoerm.modeling.inner import TASK_MEMBER, InnerModel
 from dmoerm.modeling.manifest import (
     CARD,
@@ -42,22 +43,18 @@ from dmoerm.modeling.manifest import (
     RouterEntry,
     read_manifest,
 )
-from dmoerm.modeling.model_folder import REFUSED_SUFFIXES, cut_short, file_names, refuse_taken, sha256_of, written_whole
+from dmoerm.modeling.model_card import model_card
+from dmoerm.modeling.model_folder import cut_short, file_names, refuse_taken, sha256_of, written_whole
 from dmoerm.modeling.reward_model import RewardModel
 from dmoerm.modeling.router import ROUTER, Router
 
 __all__ = [
-    "MANIFEST",
-    "adapter_problems",
     "assemble",
     "check_target",
-    "file_problems",
     "find_model",
     "load_model",
-    "read_manifest",
     "save_model",
     "save_tokenizer",
-    "verify_files",
 ]
 
 
@@ -81,7 +78,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
     Raises:
         ArtifactError: it holds something that is no model of ours, or a model and `overwrite` is False.
     """
-    refuse_taken(folder, marker=MANIFEST, what="dmoerm model", overwrite=overwrite)
+    refuse_taken(folder, marker=MANIFEST, what="model", overwrite=overwrite)
 
 
 def _write(model: RewardModel, folder: Path) -> None:
@@ -116,7 +113,7 @@ def _write(model: RewardModel, folder: Path) -> None:
         "files": {path: sha256_of(folder / path) for path in file_names(folder)},
     }
     manifest = Manifest(**contents)
-    (folder / CARD).write_text(_model_card(manifest), encoding="utf-8")
+    (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
     (folder / MANIFEST).write_text(manifest.as_json(), encoding="utf-8")
 
 
@@ -165,92 +162,6 @@ def _plain_attention(backbone: Backbone) -> str:
 def _plain_state(backbone: Backbone) -> dict[str, Tensor]:
     """Base weights of a fully fine-tuned backbone by their names in our wrapped model, adapters left out."""
     return {path: value for path, value in backbone.model.state_dict().items() if ".task." not in path and ".experts." not in path}
-
-
-def _model_card(manifest: Manifest) -> str:
-    rows = []
-    metrics = manifest.metadata.get("categories", {})
-    for name, entry in manifest.categories.items():
-        measured = metrics.get(name, {})
-        agreement = measured.get("held_out_accuracy")
-        count = measured.get("comparisons", "")
-        held = f"{agreement:.3f}" if isinstance(agreement, float) else ""
-        rows.append(f"| {name} | {', '.join(entry.capabilities) or 'none (task model alone)'} | {count} | {held} |")
-    return "\n".join(
-        [
-            "---",
-            "library_name: dmoerm",
-            "tags: [reward-model, preference-learning, mixture-of-experts, lora]",
-            f"base_model: {manifest.backbone.name}",
-            "---",
-            "",
-            "# Reward model that routes by task and judges by capability",
-            "",
-            "```python",
-            "from dmoerm import RewardModel",
-            "",
-            'model = RewardModel.from_pretrained("this folder or its Hub id")',
-            'model.score("Write a haiku about rain.", ["Rain taps the window …", "No."])',
-            "```",
-            "",
-            "| category | experts | training comparisons | held-out agreement (cross-fitted) |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            f"Backbone: {manifest.backbone.name}, {manifest.rendering.max_length_tokens} tokens. "
-            f"Made with dmoerm {manifest.dmoerm_version}.",
-            "Rewards compare responses to one prompt; a difference of 1 means odds of e to 1 on held-out comparisons of that category.",
-            "",
-        ]
-    )
-
-
-# --- checking the files -------------------------------------------------------------------------------------------------------------
-
-
-def file_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Files that are missing, changed, foreign, or of a kind that is never loaded; each sentence begins with the file's name."""
-    present = set(file_names(folder)) - {MANIFEST, CARD}
-    problems = []
-    for name, expected in manifest.files.items():
-        if name not in present:
-            problems.append(f"{name} is missing")
-        elif sha256_of(folder / name) != expected:
-            problems.append(f"{name} has changed since it was saved")
-    for name in sorted(present | set(manifest.files)):
-        if Path(name).suffix in REFUSED_SUFFIXES:
-            problems.append(f"{name} may carry code and is never loaded")
-        elif name not in manifest.files:
-            problems.append(f"{name} does not belong to the model")
-    return problems
-
-
-def adapter_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """Configs that would mean to other software something else than the manifest means to us; each sentence begins with the file's name."""
-    problems = []
-    for name, (shape, head) in manifest.adapters().items():
-        found = config_problems(folder / name / CONFIG, shape, manifest.backbone, head=head)
-        problems += [f"{name}/{CONFIG} {problem}" for problem in found]
-    for path in sorted((folder / "tokenizer").glob("*.json")):
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            problems.append(f"tokenizer/{path.name} is not valid JSON ({error})")
-            continue
-        if isinstance(value, dict) and "auto_map" in value:
-            problems.append(f'tokenizer/{path.name} has the key "auto_map", which asks for code to be run')
-    return problems
-
-
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its hash, and every adapter's config with the manifest.
-
-    Raises:
-        ArtifactError: names the files that are missing, changed, foreign, of a kind that is never loaded, or contradict the manifest.
-    """
-    problems = file_problems(folder, manifest) or adapter_problems(folder, manifest)
-    if problems:
-        raise ArtifactError(f"{folder}: {'; '.join(problems)}. Copy the model again from where it was made.")
 
 
 # --- loading ------------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A folder on disk that is whole or not there: written beside its name and renamed, every file hashed, no kind that could carry code."""
 
+import glob
 import hashlib
 import os
 import shutil
@@ -21,7 +22,7 @@ def refuse_taken(folder: Path, *, marker: str, what: str, overwrite: bool) -> No
     Args:
         folder: where something is going to be written.
         marker: the file by which a folder of ours is known.
-        what: what such a folder holds, with its article.
+        what: what such a folder holds: "model", "export".
         overwrite: one of ours may be replaced.
 
     Raises:
@@ -30,10 +31,11 @@ def refuse_taken(folder: Path, *, marker: str, what: str, overwrite: bool) -> No
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / marker).is_file():
-        raise ArtifactError(f"{folder} exists and holds no {what}; nothing was written. Choose another folder.")
+        raise ArtifactError(f"{folder} exists and holds no dmoerm {what}; nothing was written. Choose another folder.")
     if not overwrite:
+        article = "an" if what[0] in "aeiou" else "a"
         raise ArtifactError(
-            f"{folder} already holds a {what}; nothing was written. Choose another folder, or pass overwrite (--overwrite)."
+            f"{folder} already holds {article} {what}; nothing was written. Choose another folder, or pass overwrite (--overwrite)."
         )
 
 
@@ -44,6 +46,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     What had the name before is deleted last. A process that is killed leaves the old folder, or the new one, or (between two renames)
     neither under that name but both beside it; `cut_short` finds them.
     """
+    folder = Path(os.path.abspath(folder))  # "." has no name to put others beside
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (folder.with_name(f".{folder.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -69,11 +72,15 @@ def written_whole(folder: Path) -> Iterator[Path]:
 def cut_short(folder: Path) -> str:
     """What a killed save of `folder` left beside it, as a sentence that says what to do; "" where there is nothing."""
     advice = []
-    for old in sorted(folder.parent.glob(f".{folder.name}.old-*")):
+    for old in sorted(_beside(folder, "old")):
         advice.append(f"{old} is what had this name before a save was cut short: rename it to {folder.name} to have it back.")
-    for partial in sorted(folder.parent.glob(f".{folder.name}.partial-*")):
+    for partial in sorted(_beside(folder, "partial")):
         advice.append(f"{partial} is half written: delete it once no run is writing it.")
     return " ".join(advice)
+
+
+def _beside(folder: Path, word: str) -> Iterator[Path]:
+    return folder.parent.glob(f".{glob.escape(folder.name)}.{word}-*")
 
 
 def file_names(folder: Path) -> list[str]:

@@ -124,7 +124,7 @@ def export_peft(
         ConfigError: the model is no decoder pooled at its last token, or a category is unknown.
         ArtifactError: the folder is taken, or PEFT gives another value than this model.
     """
-    refuse_taken(out, marker=EXPORT_MARKER, what="dmoerm export", overwrite=overwrite)
+    refuse_taken(out, marker=EXPORT_MARKER, what="export", overwrite=overwrite)
     chosen = _chosen(model, categories)
     pad = _padding(model)
     config = classifier_config(model.backbone, pad)
@@ -140,7 +140,7 @@ def export_peft(
         rendered = _canary_rows(model)
         differing = sum(not _same_tokens(tokenizer, *pair) for pair in rendered)
         largest = None
-        if check and importlib.util.find_spec("peft") is not None:
+        if check and rendered and importlib.util.find_spec("peft") is not None:
             largest = _compare(model, folder, adapters, [row for _, row in rendered])
         result = PeftExport(
             folder=out,

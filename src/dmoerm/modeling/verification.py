@@ -6,6 +6,7 @@
 Loading does the same checks and stops at the first that fails.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dmoerm.errors import ArtifactError, DmoermError
-from dmoerm.modeling.artifact import adapter_problems, assemble, file_problems, find_model
+from dmoerm.modeling.artifact import assemble, find_model
 from dmoerm.modeling.canaries import compare_canaries
+from dmoerm.modeling.file_checks import adapter_problems, file_problems
 from dmoerm.modeling.manifest import CARD, MANIFEST, Manifest, read_manifest
 
 __all__ = ["Check", "Verification", "verify_artifact"]
@@ -102,8 +104,6 @@ def verify_artifact(
 
 
 def _summary(folder: Path, manifest: Manifest) -> str:
-    import json
-
     stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format_version"]
     experts = sum(len(entry.capabilities) for entry in manifest.categories.values())
     return f"format {stored}, made by dmoerm {manifest.dmoerm_version}; {len(manifest.categories)} categories, {experts} experts"
