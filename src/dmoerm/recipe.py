@@ -238,6 +238,11 @@ class TrainingOptions(Section):
     trunk_cache_mib: Annotated[int, Field(ge=0)] = Field(
         4096, description="Memory in MiB for hidden states of the frozen layers, kept over epochs; 0: compute them anew."
     )
+    sampled_positions: Count | None = Field(
+        32,
+        description="With mean pooling, at how many positions of a row, drawn anew in every step, the top layer is computed in training; "
+        "null: at all of them. Scoring takes the mean over all.",
+    )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         200, description="Optimizer steps between two stored states within an epoch, from which --resume goes on; 0: at the ends of epochs."
     )

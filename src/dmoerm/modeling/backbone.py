@@ -104,6 +104,9 @@ class Backbone(nn.Module):
 
     Raises:
         ConfigError: the model has no list of layers or fewer than `keep_layers`, or `target_modules` match nothing.
+
+    While it trains with mean pooling, `sampled_positions` (None: all) is how many positions of each row the top layer is computed at:
+    drawn anew in every pass, they give the mean over all positions on average, at a fraction of its cost.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Backbone(nn.Module):
         if keep_layers is not None:
             cut_layers(model, layers, keep_layers, name)
         self.keep_layers = keep_layers
+        self.sampled_positions: int | None = None
         self.target_modules = _targets(layers, target_modules)
         self._attention: str | None = model.config._attn_implementation  # a pass of another thread may be flat when we ask
         for index, layer in enumerate(layers):
@@ -320,14 +324,17 @@ class Backbone(nn.Module):
         pooling = pooling or self.pooling
         run = self._pass(task, experts, members, start=start, hidden_BLD=hidden_BLD)
         mask_BL = batch["attention_mask"].long()
-        positions_BP, weights_BP = pooled_positions(mask_BL, pooling)
         top: Any = self.layers[-1].layer
         checkpoints = self.training and _is_checkpointing(self.model)  # drops the cache the shortcut hands over
-        if shortcut and not checkpoints and pooling != "mean" and supports_pooled_layer(top, self._attention):
+        shortcut = shortcut and not checkpoints and supports_pooled_layer(top, self._attention)
+        sampled = shortcut and self.training and pooling == "mean" and self.sampled_positions is not None
+        positions_BP, weights_BP = sampled_positions(mask_BL, self.sampled_positions) if sampled else pooled_positions(mask_BL, pooling)
+        all_positions = pooling == "mean" and not sampled
+        if shortcut and not all_positions:
             run.pooled_index_BP = positions_BP
         hidden = self._run(batch, run).float()
         hidden_KBLD = hidden.view(run.copies, mask_BL.shape[0], *hidden.shape[1:])
-        if run.pooled_index_BP is None and pooling != "mean":
+        if run.pooled_index_BP is None and not all_positions:
             rows_B1 = torch.arange(mask_BL.shape[0], device=mask_BL.device)[:, None]
             hidden_KBLD = hidden_KBLD[:, rows_B1, positions_BP]
         weights_BP1 = weights_BP.to(hidden.dtype).unsqueeze(-1)
@@ -478,9 +485,30 @@ def _default_pooling(model: PreTrainedModel) -> Pooling:
 
 
 def _default_attention(config: Any) -> str:
-    # Eager beats sdpa for small encoders on the CPU (no causal structure to exploit); everywhere else sdpa is the better default.
+    # Eager beats sdpa for small encoders on a CPU that computes in bf16; in float32, and everywhere else, sdpa is faster and smaller.
     is_small_encoder = config.model_type in {"bert", "roberta", "xlm-roberta", "electra"}
-    return "eager" if is_small_encoder and not torch.cuda.is_available() else "sdpa"
+    return "eager" if is_small_encoder and not torch.cuda.is_available() and cpu_computes_bf16() else "sdpa"
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU has instructions for bf16. One without emulates it, many times slower than float32, though torch claims support."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def sampled_positions(mask_BL: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """As `pooled_positions`: `count` positions of each row at equal distance from a random start, or all of a shorter row.
+
+    Each position is as likely as any other, so their mean is the row's mean in expectation (systematic sampling).
+    """
+    places_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+    first_B1 = (mask_BL * (mask_BL.shape[1] - places_L)).argmax(1, keepdim=True)
+    length_B1 = mask_BL.sum(1, keepdim=True)
+    count = mask_BL.shape[1] if count is None else min(count, mask_BL.shape[1])
+    steps_P = torch.arange(count, device=mask_BL.device)
+    start_B1 = torch.rand(length_B1.shape).to(mask_BL.device)  # from the CPU's generator: the same on every device
+    many_BP = ((steps_P + start_B1) * (length_B1 / count)).long()
+    offsets_BP = torch.where(length_B1 <= count, steps_P.expand_as(many_BP), many_BP).minimum(length_B1 - 1)
+    return first_B1 + offsets_BP, (steps_P < length_B1).long()
 
 
 def pooled_positions(mask_BL: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from dmoerm.data.readers.native import to_native
 from dmoerm.data.rendering import Renderer
 from dmoerm.data.sources import RunData, load_run_data
 from dmoerm.errors import ConfigError, TrainingError
-from dmoerm.modeling.backbone import Backbone, load_tokenizer
+from dmoerm.modeling.backbone import Backbone, cpu_computes_bf16, load_tokenizer
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.modeling.reward_model import RewardModel, prompt_vectors
 from dmoerm.modeling.router import Router
@@ -117,7 +117,9 @@ def train_model(
     state.begin(fingerprint, resume=resume, force=force_resume)
     wait_for_everyone()
     prepared = prepare(data.comparisons, data.labelled, recipe, log, backbone=backbone, renderer=renderer, state=state)
-    prepared.work.key = content_key(fingerprint["backbone.sha256"], fingerprint["processes"], prepared.work.bf16)
+    prepared.work.key = content_key(
+        fingerprint["backbone.sha256"], fingerprint["processes"], prepared.work.bf16, recipe.training.sampled_positions
+    )
     finetune = _router_settings(recipe, prepared.work.bf16) if recipe.router.features == "finetuned" else None
     labelled_prompts = [*data.prompts, *((c.prompt, c.category) for c in (*data.comparisons, *data.labels) if c.category is not None)]
     router, router_metrics = train_router(
@@ -235,6 +237,7 @@ def load_backbone(recipe: Recipe) -> tuple[Backbone, Renderer]:
         target_modules=options.target_modules,
         keep_layers=options.used_layers(),
     ).to(_device(recipe))
+    backbone.sampled_positions = recipe.training.sampled_positions
     return backbone, Renderer(load_tokenizer(options.name, options.revision), options.max_length_tokens)
 
 
@@ -317,8 +320,7 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
         return recipe.training.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    # A CPU without bf16 instructions emulates them, many times slower than float32, though torch calls bf16 "supported".
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and cpu_computes_bf16()
 
 
 def run_folder(output: Path) -> Path:
