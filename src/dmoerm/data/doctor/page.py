@@ -34,7 +34,7 @@ def brief_text(report: "DoctorReport", command: str) -> str:
 def page_text(report: "DoctorReport", width: int, *, colour: bool) -> str:
     """The whole page, no line wider than `width` but for words that are."""
     width = max(_NARROWEST, min(width, _WIDEST))
-    blocks = [[_painted(verdict(report), "1", colour)], list(_files(report.files, width))]
+    blocks = [[_painted(line, "1", colour) for line in _wrapped(verdict(report), width, "")], list(_files(report.files, width))]
     blocks.append(_wrapped(f"{counted(report.prompts, 'prompt')}, {counted(report.pairs, 'ranked pair')}.", width, ""))
     for severity, heading, paint in _HEADINGS:
         findings = [finding for finding in report.findings if finding.severity == severity]

@@ -48,13 +48,13 @@ def identical_responses(corpus: Corpus) -> Iterator[Finding]:
 
 
 def repeated_comparisons(corpus: Corpus) -> Iterator[Finding]:
-    """Rows that say the same as an earlier one: prompt, responses and ranks, in whatever order the responses stand."""
+    """Rows that say the same as an earlier one of the same side: prompt, responses and ranks, in whatever order the responses stand."""
     first: dict[tuple[object, ...], int] = {}
     twins = []
     for number in corpus.preferences:
         comparison = corpus.comparisons[number]
         ranked = tuple(sorted(zip(comparison.ranks, comparison.responses, strict=True)))
-        earlier = first.setdefault((corpus.prompt_keys[number], ranked), number)
+        earlier = first.setdefault((corpus.role(number), corpus.prompt_keys[number], ranked), number)
         if earlier != number:
             twins.append((earlier, number))
     total = len(corpus.preferences)
