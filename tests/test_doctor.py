@@ -773,7 +773,7 @@ def test_check_prints_the_page_without_colours_at_the_width_of_the_terminal(writ
     monkeypatch.setenv("COLUMNS", "50")
     out = command(capsys, write([trl(1, "same", "same"), trl(2)]), "--test", write([trl(2)], "test.jsonl"))
     assert out.splitlines()[0] == "2 problems in 3 comparisons"
-    assert "test.jsonl   test" in out
+    assert "test.jsonl: as test, format trl, comparisons" in out  # a list, as the table does not fit
     assert max(map(len, out.splitlines())) <= 50
     assert "\x1b" not in out
 
