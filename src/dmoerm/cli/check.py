@@ -80,10 +80,15 @@ def _check_recipe(args: argparse.Namespace) -> "DoctorReport":
 
 
 def _command(recipe: "Recipe") -> str:
+    """The command that shows the whole report. It takes the default thresholds, as it does not know the recipe."""
     data = recipe.data
-    files = [os.path.relpath(path) for path in (*data.comparisons, *data.labels)]
-    test = ["--test", *map(os.path.relpath, data.test)] if data.test else []
+    files = [_relative(path) for path in (*data.comparisons, *data.labels)]
+    test = ["--test", *map(_relative, data.test)] if data.test else []
     return shlex.join(["dmoerm", "check", *files, *test])
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path) if path.is_file() else str(path)
 
 
 def _colours() -> bool:
