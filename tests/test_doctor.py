@@ -350,6 +350,14 @@ def test_the_first_place_that_wins_too_often_is_a_position_bias(look):
     assert isinstance(look(positions, [trl(n) for n in range(80)])["positions"], NotChecked)
 
 
+@pytest.mark.faults("F05")
+def test_numbered_pairs_that_all_prefer_one_number_are_of_one_class(look):
+    found = look(positions, [pair_row(n, 1) for n in range(30)], [pair_row(n, 1 + n % 2) for n in range(30, 60)])
+    assert (found["one_class"].severity, found["one_class"].count) == ("problem", 1)
+    assert "every preference in train.jsonl is for" in found["one_class"].summary
+    assert "one_class" not in look(positions, [pair_row(n, 1 + (n == 0)) for n in range(30)])
+
+
 # --- shortcuts ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -758,6 +766,8 @@ def test_folds_of_the_doctor_do_not_follow_the_split(write):
     corpus = read_corpus([(write([trl(n) for n in range(400)]), TRAIN)])
     chosen = corpus.sample(100)
     assert len(chosen) == 100
+    many = read_corpus([(write([native(n, ("a", "b", "c"), (1, 2, 3)) for n in range(40)], "native.jsonl"), TRAIN)])
+    assert len(many.sample(30)) == 10  # of three pairs each
     held = sum(split_of(corpus.comparisons[n].prompt, 2, 0) for n in chosen)
     assert 30 <= held <= 70
 

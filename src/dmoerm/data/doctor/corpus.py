@@ -148,10 +148,12 @@ class Corpus:
         return Pairs(columns[:, 0], columns[:, 1], columns[:, 2], self.prompt_numbers[columns[:, 0]])
 
     def sample(self, limit: int) -> list[int]:
-        """At most about `limit` of `preferences`: whole prompts, those with the smallest hashes, in the order of the files."""
-        if len(self.preferences) <= limit:
+        """Comparisons with about `limit` of the `pairs`, those with the smallest hashes of their prompts, in the order of the files."""
+        if len(self.pairs) <= limit:
             return self.preferences
-        return sorted(sorted(self.preferences, key=lambda number: self.prompt_keys[number])[:limit])
+        pairs_of = np.bincount(self.pairs.comparison_P, minlength=len(self.comparisons))
+        ordered = sorted(self.preferences, key=lambda number: self.prompt_keys[number])
+        return sorted(ordered[: int(np.searchsorted(np.cumsum(pairs_of[ordered]), limit)) + 1])
 
 
 def read_corpus(files: Sequence[tuple[Path, str]], context: Context | None = None) -> Corpus:

@@ -3,6 +3,7 @@
 A new check is a function from a corpus to findings, one row in `CHECKS`, two tests (it fires, it does not) and a line in docs/doctor.md.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ from dmoerm.data.doctor.words import words
 from dmoerm.recipe import Recipe
 
 __all__ = ["CHECKS", "examine", "examine_corpus", "examine_recipe"]
+
+_LOG = logging.getLogger(__name__)
+MANY_COMPARISONS = 20_000
+"""Comparisons that take long enough for a word in between."""
 
 CHECKS: tuple[Callable[[Corpus], Iterable[Finding | NotChecked]], ...] = (
     refused_rows,
@@ -96,6 +101,8 @@ def examine_recipe(recipe: Recipe) -> DoctorReport:
 
 def examine_corpus(corpus: Corpus, checks: Sequence[Callable[[Corpus], Iterable[Finding | NotChecked]]] = CHECKS) -> DoctorReport:
     """Every check, most serious findings first."""
+    if len(corpus.comparisons) >= MANY_COMPARISONS:
+        _LOG.info(f"{len(corpus.comparisons):,} comparisons read; looking through them")
     results = [result for check in checks for result in check(corpus)]
     findings = [result for result in results if isinstance(result, Finding)]
     return DoctorReport(

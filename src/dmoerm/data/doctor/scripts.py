@@ -76,30 +76,31 @@ def scripts(corpus: Corpus) -> Iterator[Finding]:
 
 
 def _mixed(corpus: Corpus, of_prompt: dict[int, str | None]) -> Finding:
-    places: dict[int, None] = {}
-    wins = []
-    prompts = []
-    for (number, chosen, rejected), prompt in zip(corpus.pairs, corpus.pairs.prompt_P.tolist(), strict=True):
-        texts = corpus.comparisons[number].responses
-        scripts = [script_of(texts[index]) for index in (chosen, rejected)]
+    places: list[int] = []
+    wins: list[bool] = []
+    prompts: list[int] = []
+    for number in corpus.preferences:
+        prompt = int(corpus.prompt_numbers[number])
+        comparison = corpus.comparisons[number]
+        scripts = [script_of(text) for text in comparison.responses]
         other = [script not in (None, of_prompt[prompt]) and of_prompt[prompt] is not None for script in scripts]
         if any(other):
-            places[number] = None
-        if other[0] != other[1]:
-            wins.append(other[0])
-            prompts.append(prompt)
+            places.append(number)
+            differ = [other[pair.chosen] for pair in comparison.pairs() if other[pair.chosen] != other[pair.rejected]]
+            wins += differ
+            prompts += [prompt] * len(differ)
     share = share_of(wins, prompts)
     enough = share is not None and share.n >= ENOUGH_PAIRS
     told = f"; against one in the script of the prompt it wins {share_text(share)} of {share.n:,} pairs" if share and enough else ""
-    ranked = len(set(corpus.pairs.comparison_P.tolist()))
+    total = len(corpus.preferences)
     return Finding(
         "mixed_scripts",
         "Responses in another script than the prompt" if places else "Responses are in the script of their prompt",
         "note" if places else "fine",
-        f"{part(len(places), ranked, 'comparison')} have one{told}" if places else "none",
+        f"{part(len(places), total, 'comparison')} have one{told}" if places else "none",
         "Right for translations; elsewhere the response answers in the wrong language." if places else "",
         len(places),
-        ranked,
+        total,
         share,
         first_places(corpus.place(number) for number in places),
     )

@@ -17,6 +17,8 @@ MANY_TIES = 0.3
 """Share of tied comparisons from which it is worth a warning."""
 POSITION_BIAS = 0.05
 """Distance from one half at which the place in the row tells who wins."""
+NUMBERED = ("pairs",)
+"""Formats that number the responses, so that a preference can be for either; the others list the winner first as they like."""
 ENOUGH_PAIRS = 20
 """Pairs below which a share says too little."""
 
@@ -124,11 +126,24 @@ def positions(corpus: Corpus) -> Iterator[Finding | NotChecked]:
     shares: dict[int, Share] = {}
     for number in sorted(set(file_P.tolist())):
         share = share_of(first_P[file_P == number], corpus.pairs.prompt_P[file_P == number])
-        # Where the winner always stands first (chosen and rejected, rankings from the best), the order says nothing of who judged.
-        if share is not None and share.n >= ENOUGH_PAIRS and share.value < 1.0:
+        # Where the winner always stands at one end (chosen and rejected, sorted rankings), the order says nothing of who judged.
+        if share is not None and share.n >= ENOUGH_PAIRS and (0.0 < share.value < 1.0 or corpus.files[number].format in NUMBERED):
             shares[number] = share
+    one_class = [number for number, share in shares.items() if share.value in (0.0, 1.0)]
+    if one_class:
+        yield Finding(
+            "one_class",
+            "Preferences of one class",
+            "problem",
+            f"every preference in {', '.join(corpus.files[number].name for number in one_class)} is for the response at the same place",
+            "Check how they were made: the column of the preference may be constant, or the rows sorted by it.",
+            len(one_class),
+            len(shares),
+        )
     if not shares:
-        yield NotChecked("positions", "Position bias", "the files list the winner first, so nothing says in which order they were shown")
+        yield NotChecked(
+            "positions", "Position bias", "the files list the winner at one end, so nothing says in which order they were shown"
+        )
         return
     biased = [number for number, share in shares.items() if share.away_from_half(POSITION_BIAS)]
     worst = max(shares.values(), key=lambda share: abs(share.value - 0.5))

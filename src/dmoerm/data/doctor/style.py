@@ -21,7 +21,7 @@ from dmoerm.data.doctor.wording import counted, percent, share_text
 __all__ = ["TRAITS", "is_refusal", "refusals", "style"]
 
 SAMPLE = 10_000
-"""Comparisons that are looked at; more would make the intervals narrower, and nothing else."""
+"""Pairs that are looked at, about; more would make the intervals narrower, and nothing else."""
 ENOUGH_DIFFERENT = 20
 """Pairs that must differ in a trait before it is judged."""
 STRONG_TRAIT, STRONG_STYLE, MILD_STYLE = 0.15, 0.65, 0.55

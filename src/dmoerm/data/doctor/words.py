@@ -17,7 +17,7 @@ from dmoerm.data.pairwise_logistic import fit_differences
 __all__ = ["words"]
 
 SAMPLE = 5_000
-"""Comparisons that are looked at."""
+"""Pairs that are looked at, about."""
 TELLING, REVEALING = 0.55, 0.75
 """Agreement from which words are worth a note, and from which they give the answer away."""
 _MOST_WORDS, _MOST_CHARACTERS, _SHOWN, _STRENGTH = 30_000, 4_000, 8, 1.0
