@@ -286,7 +286,7 @@ def test_refused_rows_are_counted_by_reason_and_empty_responses_apart(look):
     assert "2 of them for an empty prompt or response" in found.summary
     assert found.examples[0] == 'train.jsonl:2: "chosen" is empty; expected an assistant message.'
     assert sum(row[1] for row in found.table.rows) == 4
-    twice = look(refused_rows, [trl(1), trl(1), trl(1)])["refused_rows"]
+    twice = look(refused_rows, [trl(1), trl(1), trl(2), trl(2)])["refused_rows"]
     assert [row[1] for row in twice.table.rows] == [2]  # one reason, whatever the id and the line
     assert look(refused_rows, [trl(1)])["refused_rows"].severity == "fine"
 
