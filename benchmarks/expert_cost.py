@@ -44,7 +44,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PreTrainedModel, Qwen3Config
 from transformers.utils.logging import disable_progress_bar
 
-from dmoerm.modeling.backbone import EMBEDDED_NAME, Backbone, Pooling, pooled_positions, resolve_source
+from dmoerm.modeling.backbone import Backbone, Pooling, pooled_positions
+from dmoerm.modeling.embedded import EMBEDDED_NAME, resolve_source
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.recipe import AggregatorOptions, ExpertOptions, TaskModelOptions
 from dmoerm.taxonomy import paper_taxonomy

@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, chat: bool):
+def build_tokenizer(*, chat: bool, words=WORDS):
     """A fast whole-word tokenizer: BERT's special tokens, or with `chat` a ChatML-like template and its turn markers."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -51,7 +51,7 @@ def build_tokenizer(*, chat: bool):
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "<|im_start|>", "<|im_end|>"] if chat else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
+    core = Tokenizer(WordLevel({word: index for index, word in enumerate([*special, *words])}, unk_token="[UNK]"))
     core.normalizer = Lowercase()
     core.pre_tokenizer = BertPreTokenizer()  # white space, and every mark by itself
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": 128}

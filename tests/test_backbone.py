@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from dmoerm.errors import ArtifactError, ConfigError
-from dmoerm.modeling import backbone as backbone_module
-from dmoerm.modeling.backbone import EMBEDDED_NAME, EMBEDDED_PACKAGE, EMBEDDED_SHA256, Backbone, load_tokenizer, resolve_source
+from dmoerm.modeling import embedded as embedded_module
+from dmoerm.modeling.backbone import Backbone, load_tokenizer
 from dmoerm.modeling.batching import token_batches
+from dmoerm.modeling.embedded import EMBEDDED_NAME, EMBEDDED_PACKAGE, EMBEDDED_SHA256, resolve_source
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_the_packaged_minilm_is_the_published_file():
 
 def test_a_packaged_minilm_with_another_sha_is_refused(monkeypatch):
     pytest.importorskip(EMBEDDED_PACKAGE)
-    monkeypatch.setattr(backbone_module, "EMBEDDED_SHA256", "0" * 64)
+    monkeypatch.setattr(embedded_module, "EMBEDDED_SHA256", "0" * 64)
     for load in (Backbone.load, load_tokenizer, resolve_source):
         with pytest.raises(ArtifactError, match=r"SHA-256 is 53aa5117.*, the published .*MiniLM-L6-v2 has 0000.*Reinstall with:"):
             load(EMBEDDED_NAME)

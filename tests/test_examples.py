@@ -113,8 +113,8 @@ def test_the_check_of_the_artifact_page_finds_a_changed_file(trained, tmp_path):
     model = shutil.copytree(trained, tmp_path / "model")
     code = code.replace('"my-model"', repr(str(model)))
     exec(code, {})
-    (model / "README.md").write_text("another card", encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"README\.md has changed since it was saved"):
+    (model / "tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"tokenizer/tokenizer\.json has changed since it was saved"):
         exec(code, {})
 
 

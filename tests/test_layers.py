@@ -14,13 +14,13 @@ ROOT = Path(dmoerm.__file__).parent
 # A part may import parts of its own row and of the rows above it in this list (design: records first, cli last).
 LAYERS = (
     ("errors", "records"),
-    ("yaml_strict", "validation"),
+    ("yaml_strict", "validation", "locations"),
     ("taxonomy", "recipe"),
     ("data",),
     ("labeling", "modeling"),
     ("training", "scoring"),
     ("evaluation",),
-    ("serving", "integrations"),
+    ("serving", "integrations", "installation"),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

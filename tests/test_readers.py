@@ -93,7 +93,7 @@ def test_strings_are_kept_byte_for_byte(read):
 )
 def test_all_writings_of_a_trl_row_give_the_same_comparison(read, row):
     result = read(row)
-    assert result.format == "trl"
+    assert result.format == ("hh" if str(row["chosen"]).startswith("\n\nHuman:") else "trl")
     (one,) = result.comparisons
     assert one.prompt == (Message("user", "Hi?"),)
     assert one.responses == ("Yes.", "No.")
@@ -252,8 +252,26 @@ def test_an_empty_file_gives_no_comparisons(read):
 def test_a_named_format_is_used_without_looking(read):
     with pytest.raises(DataError, match='"response_1" is missing'):
         read(PAIR, format="pairs")
-    with pytest.raises(ConfigError, match="expected auto, native, pairs, judgements, trl"):
+    with pytest.raises(ConfigError, match=r"format is 'csv'; expected auto, native, pairs, .* trl\."):
         read(PAIR, format="csv")
+    with pytest.raises(ConfigError, match='did you mean "helpsteer2"'):
+        read(PAIR, format="helpster2")
+
+
+def test_transcripts_may_also_be_named_trl(read):
+    row = {"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi?\n\nAssistant: No."}
+    assert read(row, format="trl").comparisons == read(row, format="hh").comparisons
+
+
+def test_a_margin_is_kept_and_must_be_a_number(read):
+    assert [one.margin for one in read({**PAIR, "margin": 2}, PAIR, {**PAIR, "margin": None}).comparisons] == [2.0, None, None]
+    with pytest.raises(DataError, match='"margin" is a string; expected a number'):
+        read({**PAIR, "margin": "2"})
+    (one,) = read({**NUMBERED, "responses": ["a", "b"], "ranks": [1, 2], "margin": 1.5, "subset": "Ties"}, format="native").comparisons
+    assert (one.margin, one.subset) == (1.5, "Ties")
+    assert read(to_native(one)).comparisons == [one]
+    with pytest.raises(DataError, match='"margin" stands beside 3 responses; expected it with two only'):
+        read({**NATIVE, "margin": 1})
 
 
 def test_prompts_for_the_router_come_with_their_category(tmp_path):

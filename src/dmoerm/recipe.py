@@ -7,7 +7,6 @@ A recipe holds no code and no dotted names, and nothing of it is changed after l
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,8 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dmoerm.errors import ConfigError
+from dmoerm.locations import absolute_location, is_hub, parse_hub
+from dmoerm.records import OVERALL
 from dmoerm.taxonomy import Taxonomy, load_taxonomy, paper_taxonomy
-from dmoerm.validation import Section, validate
+from dmoerm.validation import Section, did_you_mean, validate
 from dmoerm.yaml_strict import KeyPath, YamlDocument, dump_yaml, inline_yaml, parse_yaml, read_yaml
 
 __all__ = [
@@ -43,11 +44,16 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 PAPER_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
+    "backbone": {"layers": "all"},
     "task_model": {"kind": "full", "depth": "all", "fit_head": False},
     "experts": {"depth": "all", "rank": 32, "alpha": 32, "dropout": 0.05, "fit_heads": False},
     "aggregator": {"cross_fit_folds": None, "holdout_fraction": 0.4, "hidden_size": "hidden"},
 }
 """What `schedule: paper` sets (arXiv 2403.01197): 60 % of the comparisons for phase 1, 40 % for phase 3, full fine-tuning, rank 32."""
+
+
+MEASURED_LAYERS: Mapping[str, int] = {"sentence-transformers/all-MiniLM-L6-v2": 3}
+"""Backbones whose lower layers order responses better than all of them together, and how many to keep (benchmarks/layer_probe.py)."""
 
 
 class BackboneOptions(Section):
@@ -59,6 +65,11 @@ class BackboneOptions(Section):
         description="Hub id of an encoder or decoder, or a folder: an absolute path, or one that starts with ./ or ../ (from the recipe).",
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub; null takes the newest and records its commit.")
+    layers: Count | Literal["auto", "all"] = Field(
+        "auto",
+        description="How many of its layers are used, counted from the embeddings; vectors are read behind the last of them. "
+        "auto: those of a backbone whose middle layers were measured to tell more (docs/results.md), all of any other.",
+    )
     max_length_tokens: Annotated[int, Field(ge=8)] = Field(256, description="Token budget for prompt and response together.")
     pooling: Literal["auto", "mean", "spread", "last", "first"] = Field(
         "auto", description="Where the vector of a text is read; auto: the mean over the tokens of an encoder, the last token of a decoder."
@@ -70,9 +81,38 @@ class BackboneOptions(Section):
         "auto", description="Names of the linear layers that carry task adapters and experts; auto: the query and value projections."
     )
 
+    def used_layers(self) -> int | None:
+        """The number of layers to keep; None keeps all."""
+        if self.layers == "auto":
+            return MEASURED_LAYERS.get(self.name)
+        return None if self.layers == "all" else self.layers
+
+
+FormatName = Literal[
+    "native",
+    "pairs",
+    "judgements",
+    "ultrafeedback",
+    "helpsteer2",
+    "helpsteer2_preference",
+    "helpsteer3",
+    "reward_bench_2",
+    "reward_bench",
+    "rm_bench",
+    "judge_bench",
+    "arena",
+    "llama_factory_alpaca",
+    "llama_factory_sharegpt",
+    "ms_swift",
+    "mtmc",
+    "hh",
+    "trl",
+]
+"""The keys of `dmoerm.data.readers.FORMATS`; a test compares the two."""
+
 
 class DataOptions(Section):
-    """The files to learn from. Relative paths start at the folder of the recipe."""
+    """The files to learn from: relative paths from the folder of the recipe, or `hub:ORG/NAME@REVISION:CONFIG:SPLIT` (docs/data.md)."""
 
     comparisons: tuple[Path, ...] = Field(
         min_length=1,
@@ -85,8 +125,19 @@ class DataOptions(Section):
     test_fraction: Fraction = Field(
         0.2, description="Share of the prompts held out for the test, chosen by prompt hash; used where test is empty."
     )
+    formats: dict[str, FormatName] = Field(
+        {}, description="The format of a file, under its name as it is listed above; the others are recognised by their keys."
+    )
+    aspects: dict[str, str | None] = Field(
+        {},
+        description="The capability to which a rated or labelled aspect counts, for example honesty: objectiveness; null: to none. "
+        "An aspect that is not listed counts to the capability of the same name, if there is one.",
+    )
+    rank_order: Literal["smaller_is_better", "larger_is_better"] = Field(
+        "smaller_is_better", description="Which end of the ranks is better in files of mtmc-rlhf, whose own code reads them both ways."
+    )
     bad_rows: Literal["stop", "skip"] = Field("stop", description="On a row that cannot be used: stop, or skip it and report the count.")
-    max_drop_fraction: Fraction = Field(0.01, description="Stop when more than this share of the rows had to be dropped.")
+    max_drop_fraction: Fraction = Field(0.01, description="Stop when more than this share of the rows was bad or could not be rendered.")
     allow_overlap: bool = Field(False, description="Go on although prompts of the test files are in the training files.")
 
 
@@ -187,6 +238,9 @@ class TrainingOptions(Section):
     trunk_cache_mib: Annotated[int, Field(ge=0)] = Field(
         4096, description="Memory in MiB for hidden states of the frozen layers, kept over epochs; 0: compute them anew."
     )
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
+        200, description="Optimizer steps between two stored states within an epoch, from which --resume goes on; 0: at the ends of epochs."
+    )
     report_to: tuple[str, ...] = Field(
         (), description="Trackers by the names that transformers uses, for example tensorboard; their packages must be there."
     )
@@ -250,14 +304,17 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, check_files:
         ConfigError: one line for each problem with file, line, what came and what was expected.
     """
     document = _with_schedule(_with_overrides(read_yaml(Path(path)), overrides))
-    recipe = _anchored(validate(Recipe, document), Path(path).absolute().parent)
-    problems = list(_repeated_files(recipe, document))
-    if check_files:
+    written = validate(Recipe, document)
+    recipe = _anchored(written, Path(path).absolute().parent)
+    problems = [*_malformed_names(recipe, document), *_repeated_files(recipe, document), *_unlisted_formats(written, document)]
+    if check_files and not problems:
         problems += _missing_files(recipe, document)
     if problems:
         raise ConfigError("\n".join(problems))
     if check_files:
-        recipe_taxonomy(recipe)
+        unknown = list(_unknown_capabilities(recipe, document, recipe_taxonomy(recipe)))
+        if unknown:
+            raise ConfigError("\n".join(unknown))
     return recipe
 
 
@@ -340,9 +397,11 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The same recipe with absolute paths."""
 
     def absolute(path: Path) -> Path:
-        return Path(os.path.normpath(folder / path.expanduser()))
+        return absolute_location(path, folder)
 
-    data = recipe.data.model_copy(update={key: tuple(map(absolute, getattr(recipe.data, key))) for key in _FILE_LISTS})
+    lists: dict[str, Any] = {key: tuple(map(absolute, getattr(recipe.data, key))) for key in _FILE_LISTS}
+    formats = {str(absolute(Path(name))): format for name, format in recipe.data.formats.items()}
+    data = recipe.data.model_copy(update={**lists, "formats": formats})
     backbone = recipe.backbone
     if _is_folder(backbone.name):
         backbone = backbone.model_copy(update={"name": str(absolute(Path(backbone.name)))})
@@ -357,12 +416,46 @@ def _is_folder(backbone: str) -> bool:
 def _missing_files(recipe: Recipe, document: YamlDocument) -> Iterator[str]:
     for key in _FILE_LISTS:
         for index, file in enumerate(getattr(recipe.data, key)):
-            if not file.is_file():
+            if is_hub(file):
+                name = parse_hub(file)
+                if name.local and not Path(name.repository).is_dir():
+                    where = document.where(("data", key, index))
+                    yield f"{where}: data.{key} names {name.repository}, which is not a folder. Correct the path"
+            elif not file.is_file():
                 yield f"{document.where(('data', key, index))}: data.{key} names {file}, which is not a file. Correct the path"
     if recipe.taxonomy != "paper" and not Path(recipe.taxonomy).is_file():
         yield f"{document.where(('taxonomy',))}: taxonomy names {recipe.taxonomy}, which is not a file; expected a file, or paper"
     if _is_folder(recipe.backbone.name) and not Path(recipe.backbone.name).is_dir():
         yield f"{document.where(('backbone', 'name'))}: backbone.name is {recipe.backbone.name}, which is not a folder"
+
+
+def _malformed_names(recipe: Recipe, document: YamlDocument) -> Iterator[str]:
+    for key in _FILE_LISTS:
+        for index, file in enumerate(getattr(recipe.data, key)):
+            if is_hub(file):
+                try:
+                    parse_hub(file)
+                except ConfigError as error:
+                    yield f"{document.where(('data', key, index))}: {error}"
+
+
+def _unlisted_formats(recipe: Recipe, document: YamlDocument) -> Iterator[str]:
+    listed = {str(file) for key in ("comparisons", "labels", "test") for file in getattr(recipe.data, key)}
+    for name in recipe.data.formats:
+        if str(Path(name)) not in listed:
+            where = document.where(("data", "formats", name))
+            near = did_you_mean(name, sorted(listed))
+            yield f"{where}: data.formats names {name}, which is in none of data.comparisons, data.labels and data.test{near}"
+
+
+def _unknown_capabilities(recipe: Recipe, document: YamlDocument, taxonomy: Taxonomy) -> Iterator[str]:
+    for aspect, capability in recipe.data.aspects.items():
+        where = document.where(("data", "aspects", aspect))
+        if aspect == OVERALL:
+            yield f'{where}: data.aspects maps "{OVERALL}", which is the verdict on the whole response and no aspect. Take it away'
+        if capability is not None and capability not in taxonomy.capability_names:
+            near = did_you_mean(capability, taxonomy.capability_names)
+            yield f'{where}: data.aspects maps "{aspect}" to "{capability}", which is no capability of the taxonomy{near}'
 
 
 def _repeated_files(recipe: Recipe, document: YamlDocument) -> Iterator[str]:

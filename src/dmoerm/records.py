@@ -58,6 +58,8 @@ class Comparison:
         labels: capability labels; the name `OVERALL` is a judge's overall verdict.
         authors: who wrote each response (a model's name), or None where unknown; same length as `responses`.
         source: "file:line" for messages to people.
+        margin: by how much the reward of the better response should exceed the other's, reward units, where the file says so; pairs only.
+        subset: the part of a benchmark that the row belongs to; nothing is trained on it.
     """
 
     id: str
@@ -68,6 +70,8 @@ class Comparison:
     labels: tuple[CapabilityLabel, ...] = ()
     authors: tuple[str | None, ...] = ()
     source: str = ""
+    margin: float | None = None
+    subset: str | None = None
 
     def pairs(self) -> Iterator[RankedPair]:
         """All strictly ranked pairs of responses, the better one as `chosen`; ties give none."""

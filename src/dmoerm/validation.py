@@ -101,6 +101,8 @@ def _locate(model: type[BaseModel], location: KeyPath) -> tuple[KeyPath, type[Ba
             annotation = None if field is None else field.annotation
         elif isinstance(part, int) and get_origin(annotation) is tuple:
             annotation = get_args(annotation)[0]
+        elif isinstance(part, str) and get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
         else:  # the name of a union's member, not a key
             break
         path = (*path, part)
@@ -170,6 +172,8 @@ def _describe(annotation: Any, metadata: list[Any], *, plural: bool = False) -> 
     if origin is tuple:
         least = " with at least one entry" if any(getattr(rule, "min_length", None) for rule in _rules(metadata)) else ""
         return f"a list of {_describe(arguments[0], [], plural=True)}{least}"
+    if origin is dict:
+        return f"lines of the form NAME: VALUE, each value {_describe(arguments[1], [])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         keys = ", ".join(annotation.model_fields)
         return f"groups with the keys {keys}" if plural else f"a group with the keys {keys}"

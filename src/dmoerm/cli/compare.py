@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.scoring.bulk import require_aggregation
     from dmoerm.scoring.verdict import verdict, verdict_text
 
-    model = open_model(args.model, args.device)
+    model = open_model(args.model, args.device, args.backbone)
     require_aggregation(model, args.aggregation or model.aggregation)
     rewards = model.score(request.prompt, request.responses, category=args.category, aggregation=args.aggregation)
     if args.json:

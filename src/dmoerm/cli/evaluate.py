@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `dmoerm evaluate`."""
     add_model(parser)
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="comparisons with preferences, unseen by the model")
-    parser.add_argument("--format", default="auto", help="auto, native, pairs, judgements or trl; default: auto, by the keys of the rows")
+    parser.add_argument("--format", default="auto", help="a name of docs/data.md, for example trl; default: auto, by the keys of the rows")
     parser.add_argument(
         "--train",
         metavar="FILE",
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     comparisons, formats, notes = read_files(args.files, format=args.format, bad_rows=args.bad_rows)
     training, _, _ = read_files(args.train, bad_rows=args.bad_rows)
-    model = open_model(args.model, args.device)
+    model = open_model(args.model, args.device, args.backbone)
     report = evaluate_model(
         model,
         comparisons,

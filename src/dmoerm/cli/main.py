@@ -30,6 +30,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("dmoerm.cli.evaluate", "measure agreement with preferences, with intervals and baselines"),
     "score": ("dmoerm.cli.score", "give every response of a file its reward"),
     "compare": ("dmoerm.cli.compare", "show which of some responses wins, and on which capability"),
+    "export": ("dmoerm.cli.export", "write a model in another tool's format"),
+    "verify": ("dmoerm.cli.verify", "check that a saved model is whole and gives the rewards it gave"),
+    "doctor": ("dmoerm.cli.doctor", "show versions, devices and what is missing on this machine"),
 }
 """Verb to module and one line of help, in the order of the work. A new verb is one file and one row."""
 

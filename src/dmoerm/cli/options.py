@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from dmoerm.modeling.reward_model import RewardModel
     from dmoerm.recipe import Recipe
 
-__all__ = ["AGGREGATIONS", "add_model", "add_recipe", "open_model", "print_json", "progress_line", "quiet_libraries", "read_recipe"]
+__all__ = ["AGGREGATIONS", "add_model", "add_recipe", "check_device", "open_model", "print_json", "progress_line", "quiet_libraries",
+           "read_recipe"]  # fmt: skip
 
 _SECONDS_BETWEEN_LINES = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -30,8 +31,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL and --device."""
+    """MODEL, --device and --backbone."""
     parser.add_argument("model", metavar="MODEL", help="a folder that dmoerm train wrote, or a Hub id")
+    parser.add_argument("--backbone", metavar="NAME", help="where its backbone lies now, when not where it lay in training")
     parser.add_argument("--device", metavar="D", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
 
 
@@ -42,27 +44,38 @@ def read_recipe(path: Path, overrides: list[str]) -> "Recipe":
     return load_recipe(path, overrides)
 
 
-def open_model(name: str, device: str) -> "RewardModel":
+def open_model(name: str, device: str, backbone: str | None = None) -> "RewardModel":
     """Load a saved model.
 
     Raises:
         ConfigError: torch knows no such device.
         ArtifactError: there is no such model, or it is damaged.
     """
-    from dmoerm.errors import ConfigError
     from dmoerm.modeling.reward_model import RewardModel
 
     quiet_libraries()
-    if device != "auto":
-        import torch
+    check_device(device)
+    return RewardModel.from_pretrained(name, device=device, backbone=backbone)
 
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"--device {device}: not usable here ({str(error).splitlines()[0]}); expected auto, cpu, cuda, cuda:1 or mps"
-            ) from error
-    return RewardModel.from_pretrained(name, device=device)
+
+def check_device(device: str) -> None:
+    """Refuse a device before anything is loaded.
+
+    Raises:
+        ConfigError: torch knows no such device, or not here.
+    """
+    import torch
+
+    from dmoerm.errors import ConfigError
+
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"--device {device}: not usable here ({str(error).splitlines()[0]}); expected auto, cpu, cuda, cuda:1 or mps"
+        ) from error
 
 
 def quiet_libraries() -> None:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Score, and print a summary as one JSON line."""
     from dmoerm.scoring.bulk import score_file
 
-    model = open_model(args.model, args.device)
+    model = open_model(args.model, args.device, args.backbone)
     try:
         result = score_file(
             model,

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,9 @@ def estimate_memory(recipe: Recipe, rows: Iterable[Comparison], labelled: Sequen
         experts: for each inner model, how many experts it has.
     """
     size = backbone_size(recipe.backbone.name)
+    kept = recipe.backbone.used_layers()
+    if size is not None and kept is not None:
+        size = replace(size, layers=min(kept, size.layers))
     if size is None:
         return Memory(None, None, None, f"unknown: no config.json of {recipe.backbone.name} on this machine")
     backbone = None if size.weights_bytes is None else size.weights_bytes / _MIB

@@ -19,7 +19,7 @@ from dmoerm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Frame", "Slot", "build_frame", "frame_kind", "template_text"]
+__all__ = ["Frame", "Slot", "build_frame", "equal_template", "frame_kind", "template_text"]
 
 ASSISTANT = "assistant"
 
@@ -78,6 +78,18 @@ def template_text(tokenizer: "PreTrainedTokenizerBase") -> str | None:
         raise ConfigError(f"The tokenizer's chat template cannot be chosen: {error} Set tokenizer.chat_template to one of them.") from None
 
 
+def equal_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The chat template by which other software writes what a frame with its contents is: the tokenizer's own, its clock stopped, or
+    for a decoder without one our own layout. Its ids equal ours where no token spans a border between frame and content.
+    """
+    template = template_text(tokenizer)
+    if template is None:
+        start = "{{ bos_token }}" if _starts_with_bos(tokenizer) else ""
+        turn = "{{ '' if loop.first else '\\n\\n' }}{{ message['role'] + ':\\n' + message['content'] }}"
+        return f"{start}{{% for message in messages %}}{turn}{{% endfor %}}{{{{ eos_token }}}}"
+    return _FIXED_CLOCK + template if "strftime_now" in template else template
+
+
 def frame_kind(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Which of the three ways a tokenizer is rendered: "template", "encoder" or "decoder".
 
@@ -134,11 +146,10 @@ def _apply(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...], pad: bo
 
     left, right = (next(iter(sides)) if pad else "" for sides in (_LEFT, _RIGHT))
     chat = [{"role": role, "content": f"{left}{_placeholder(index)}{right}"} for index, role in enumerate(roles)]
-    template = template_text(tokenizer) or ""
-    if "strftime_now" in template:
-        template = _FIXED_CLOCK + template
     try:
-        return str(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, add_generation_prompt=False))
+        return str(
+            tokenizer.apply_chat_template(chat, chat_template=equal_template(tokenizer), tokenize=False, add_generation_prompt=False)
+        )
     except (TemplateError, TypeError) as error:
         raise DataError(
             f"The tokenizer's chat template refuses a conversation of {', '.join(roles)}: {error}. "
@@ -185,7 +196,11 @@ def _encoder_frame(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...],
 def _decoder_frame(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...], with_response: bool) -> Frame:
     turns = (*roles, ASSISTANT) if with_response else roles
     literals = [_ids(tokenizer, f"{role}:\n" if index == 0 else f"\n\n{role}:\n") for index, role in enumerate(turns)]
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer("a", verbose=False)["input_ids"][0] == bos:
-        literals[0] = (int(bos), *literals[0])
+    if _starts_with_bos(tokenizer):
+        literals[0] = (int(tokenizer.bos_token_id), *literals[0])
     return Frame((*literals, (int(tokenizer.eos_token_id),)), tuple(map(Slot, range(len(turns)))))
+
+
+def _starts_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a", verbose=False)["input_ids"][0] == bos

@@ -20,7 +20,18 @@ from typing import IO, Any, Generic, Literal, NoReturn, TypeVar, cast
 from dmoerm.data.strict_json import parse_object
 from dmoerm.errors import ConfigError, DataError
 
-__all__ = ["BadRow", "BadRows", "MappedRows", "Row", "bad_rows_policy", "map_rows", "read_rows", "scan_rows", "write_rows"]
+__all__ = [
+    "BadRow",
+    "BadRows",
+    "MappedRows",
+    "Row",
+    "bad_rows_policy",
+    "map_rows",
+    "open_bytes",
+    "read_rows",
+    "scan_rows",
+    "write_rows",
+]
 
 BadRowsPolicy = Literal["stop", "skip"]
 MAX_LISTED = 20
@@ -33,20 +44,35 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object of a file: its physical line (from 1), the parsed data and the bytes it was parsed from."""
+    """One object of a file: its physical line or its number (from 1), the parsed data and the bytes it was parsed from.
+
+    `place` is what follows "path:" in messages, where that is not the line.
+    """
 
     line: int
     data: dict[str, Any]
     raw: bytes = field(default=b"", repr=False, compare=False)
+    place: str = field(default="", repr=False, compare=False)
+
+    @property
+    def where(self) -> str:
+        """What follows "path:" in messages."""
+        return self.place or str(self.line)
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A line that cannot be used and the reason, which reads on from "path:line: "."""
+    """A line that cannot be used and the reason, which reads on from "path:line: "; `place` as in `Row`."""
 
     line: int
     reason: str
     raw: bytes = field(default=b"", repr=False, compare=False)
+    place: str = field(default="", repr=False, compare=False)
+
+    @property
+    def where(self) -> str:
+        """What follows "path:" in messages."""
+        return self.place or str(self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +141,15 @@ class BadRows:
         if self.rejected_path is not None:
             write_rows(
                 self.rejected_path,
-                ({"line": row.line, "reason": row.reason, "text": row.raw.decode("utf-8", "backslashreplace")} for row in self.rows),
+                (
+                    {"line": row.place or row.line, "reason": row.reason, "text": row.raw.decode("utf-8", "backslashreplace")}
+                    for row in self.rows
+                ),
             )
         return self.rejected_path
 
     def _stop(self, more: str = "") -> NoReturn:
-        listed = [f"{self.path}:{row.line}: {row.reason}" for row in self.rows]
+        listed = [f"{self.path}:{row.where}: {row.reason}" for row in self.rows]
         advice = " ".join(filter(None, [more, 'Fix them, or skip bad rows (bad_rows="skip", on the command line --bad-rows skip).']))
         raise DataError("\n".join([*listed, advice]))
 
@@ -153,6 +182,7 @@ def map_rows(
     convert: Callable[[Row], T],
     bad_rows: str = "stop",
     rejected_dir: str | os.PathLike[str] | None = None,
+    scan: Callable[[Path], Iterable[Row | BadRow]] | None = None,
 ) -> MappedRows[T]:
     """Read a whole file through `convert`; a row that it refuses with a `DataError` is a bad row like one of broken JSON.
 
@@ -161,6 +191,7 @@ def map_rows(
         convert: makes one item of a row. The message of its `DataError` reads on from "path:line: ".
         bad_rows: "stop" raises, "skip" leaves bad rows out.
         rejected_dir: folder for the skipped rows; None writes nothing.
+        scan: gives the rows of a file; None is `scan_rows`, for JSON lines.
 
     Raises:
         DataError: as `read_rows`.
@@ -169,7 +200,7 @@ def map_rows(
     bad = BadRows(path, bad_rows, rejected_dir)
     items: list[T] = []
     count = 0
-    for row in scan_rows(path):
+    for row in (scan or scan_rows)(path):
         count += 1
         if isinstance(row, BadRow):
             bad.add(row)
@@ -177,7 +208,9 @@ def map_rows(
         try:
             items.append(convert(row))
         except DataError as error:
-            bad.add(BadRow(row.line, str(error), row.raw))
+            # Rows of tables come without the bytes they were made from.
+            raw = row.raw or json.dumps(row.data, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+            bad.add(BadRow(row.line, str(error), raw, row.place))
     rejected_path = bad.finish()
     return MappedRows(items, count, len(bad.rows), rejected_path)
 
@@ -191,7 +224,7 @@ def scan_rows(path: str | os.PathLike[str]) -> Generator[Row | BadRow, None, Non
     path = Path(path)
     line, offset, looked = 0, 0, False
     try:
-        with _open(path) as stream:
+        with open_bytes(path) as stream:
             # A binary file splits on b"\n" alone; text mode and str.splitlines would also split on others.
             for raw in stream:
                 line += 1
@@ -254,12 +287,13 @@ def _encode(path: Path, number: int, row: Mapping[str, Any]) -> bytes:
         raise DataError(f"{path}: row {number} cannot be written as JSON ({error}).") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked where its name ends in `.gz`."""
     return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return path.name.removesuffix(".gz").removesuffix(".jsonl").replace(":", "-")  # a colon stands in names of Hub data sets only
 
 
 def _refuse_other_formats(path: Path, first: bytes, offset: int) -> None:
@@ -270,11 +304,11 @@ def _refuse_other_formats(path: Path, first: bytes, offset: int) -> None:
     elif first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in first[:4]:
         guess = "looks like UTF-16 or UTF-32; save it as UTF-8"
     elif first.startswith(b"PAR1"):
-        guess = "looks like Parquet; convert it to JSON lines"
+        guess = "looks like Parquet; give it the suffix .parquet (data to learn from), or convert it to JSON lines"
     elif head.startswith(b"<"):
         guess = "looks like HTML, perhaps an error page saved by a download; fetch the file again"
     elif head.startswith(b"["):
-        guess = "looks like one JSON array; write one object a line instead"
+        guess = "looks like one JSON array; give it the suffix .json (data to learn from), or write one object a line"
     elif head.rstrip() == b"{":
         guess = "looks like indented JSON; write one object a line instead"
     else:

@@ -182,15 +182,15 @@ def _files(recipe: Recipe, data: RunData) -> Iterable[FilePlan]:
 
     train, labels, test = by_file(data.comparisons), by_file(data.labels), by_file(data.test)
     for path in recipe.data.comparisons:
-        yield FilePlan(str(path), "comparisons", data.formats[path.name], train[str(path)], test[str(path)])
+        yield FilePlan(str(path), "comparisons", data.formats[str(path)], train[str(path)], test[str(path)])
     for path in recipe.data.labels:
-        yield FilePlan(str(path), "labels", data.formats[path.name], labels[str(path)], 0)
+        yield FilePlan(str(path), "labels", data.formats[str(path)], labels[str(path)], 0)
     tested = {prompt_hash(c.prompt) for c in data.test}
     for path in recipe.data.prompts:
         used = [prompt_hash(prompt) not in tested for prompt, _ in read_prompts(path, recipe.data.bad_rows)]
         yield FilePlan(str(path), "prompts", "prompts", sum(used), 0)
     for path in recipe.data.test:
-        yield FilePlan(str(path), "test", data.formats[path.name], 0, test[str(path)])
+        yield FilePlan(str(path), "test", data.formats[str(path)], 0, test[str(path)])
 
 
 def _categories(recipe: Recipe, data: RunData) -> tuple[CategoryPlan, ...]:

@@ -97,7 +97,8 @@ def _unused_labels(data: RunData) -> Iterable[str]:
         unused.update(label.capability for label in c.labels if label.capability not in (*names, OVERALL))
     if unused:
         listed = ", ".join(f"{name} ({count})" for name, count in unused.most_common())
-        yield f"labels of capabilities that their category does not have: {listed}. Fix the taxonomy or the labels"
+        advice = "Map them in data.aspects (null: to none), or fix the taxonomy"
+        yield f"labels of capabilities that their category does not have: {listed}. {advice}"
 
 
 def _length_warnings(plan: "RunPlan") -> Iterable[str]:

@@ -1,19 +1,23 @@
 """The data of one run: every file of the recipe read, checked and split by prompt, before any model is loaded.
 
 Identical responses and repeated comparisons are dropped and counted; a prompt of the test files that also stands in a training file is
-an error. Rows of label files give capability labels only. Nothing is shuffled: the order of files and rows is the order of the data.
+an error, and so are more bad rows than `data.max_drop_fraction` allows. Rows of label files give capability labels only. Labels get the
+names of capabilities from `data.aspects`, without any judge. Nothing is shuffled: the order of files and rows is the order of the data.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
-from dmoerm.data.readers import read_comparisons, read_prompts
+from dmoerm.data.hub import hub_commit
+from dmoerm.data.readers import FORMATS, ReadResult, map_prompts, read_comparisons
 from dmoerm.data.splits import overlapping_prompts, split_by_prompt
 from dmoerm.errors import DataError
+from dmoerm.locations import is_hub
 from dmoerm.recipe import Recipe, recipe_taxonomy
-from dmoerm.records import Comparison, Message, prompt_hash
+from dmoerm.records import CapabilityLabel, Comparison, Message, prompt_hash
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.validation import did_you_mean
 
@@ -31,7 +35,7 @@ class RunData:
         prompts: (prompt, category) rows for the router, training prompts only.
         test: held-out comparisons.
         notes: what was dropped, by reason, with counts.
-        formats: format of each file as it was recognised.
+        formats: by the path of each file, its format as it was recognised, and the commit of a data set of the Hub.
     """
 
     taxonomy: Taxonomy
@@ -54,60 +58,138 @@ def load_run_data(recipe: Recipe) -> RunData:
     Raises:
         DataError: a file or row that cannot be used, an unknown category, no comparison left, or test prompts among the training prompts.
     """
-    taxonomy = recipe_taxonomy(recipe)
-    notes: Counter[str] = Counter()
-    formats: dict[str, str] = {}
-    comparisons = _read(recipe.data.comparisons, recipe, taxonomy, notes, formats)
-    labels = _read(recipe.data.labels, recipe, taxonomy, notes, formats)
-    prompts = [row for path in recipe.data.prompts for row in _known_prompts(path, recipe, taxonomy)]
+    files = _Files(recipe, recipe_taxonomy(recipe))
+    notes = files.notes
+    comparisons = files.read(recipe.data.comparisons)
+    labels = files.read(recipe.data.labels)
+    prompts = [row for path in recipe.data.prompts for row in files.read_prompts(path)]
     if recipe.data.test:
-        test = _read(recipe.data.test, recipe, taxonomy, notes, formats)
+        test = files.read(recipe.data.test)
         comparisons, labels = _without_test_prompts(recipe, comparisons, labels, test, notes)
     else:
         comparisons, test = split_by_prompt(comparisons, recipe.data.test_fraction, recipe.seed)
         labels, _ = split_by_prompt(labels, recipe.data.test_fraction, recipe.seed)
+    files.check_dropped()
+    files.check_aspects()
     tested = {prompt_hash(comparison.prompt) for comparison in test}
     kept_prompts = tuple((prompt, category) for prompt, category in prompts if prompt_hash(prompt) not in tested)
     if not any(comparison.has_preference for comparison in comparisons):
         raise DataError("no comparison with a preference is left to train on; name more files in data.comparisons")
-    return RunData(taxonomy, tuple(comparisons), tuple(labels), kept_prompts, tuple(test), notes, formats)
+    return RunData(files.taxonomy, tuple(comparisons), tuple(labels), kept_prompts, tuple(test), notes, files.formats)
 
 
-def _read(paths: Sequence[Path], recipe: Recipe, taxonomy: Taxonomy, notes: Counter[str], formats: dict[str, str]) -> list[Comparison]:
-    kept: list[Comparison] = []
-    seen: set[tuple[object, ...]] = set()
-    ids: set[str] = set()
-    for path in paths:
-        result = read_comparisons(path, bad_rows=recipe.data.bad_rows, rejected_dir=recipe.output.parent)
-        formats[path.name] = result.format
-        notes["rows rejected"] += result.rejected
-        for comparison in result.comparisons:
-            _check_category(comparison, taxonomy)
-            key = (comparison.prompt, comparison.responses, comparison.ranks, comparison.labels)
-            if len(set(comparison.responses)) < len(comparison.responses) and len(set(comparison.responses)) == 1:
-                notes["identical responses"] += 1
-            elif key in seen:
-                notes["repeated comparisons"] += 1
-            else:
-                seen.add(key)
-                unique = comparison.id if comparison.id not in ids else f"{path.stem}/{comparison.id}"
-                ids.add(unique)
-                kept.append(replace(comparison, id=unique))
-    return kept
+@dataclass(slots=True)
+class _Files:
+    """Reads the files of one recipe and keeps count over all of them."""
+
+    recipe: Recipe
+    taxonomy: Taxonomy
+    notes: Counter[str] = field(default_factory=Counter)
+    formats: dict[str, str] = field(default_factory=dict)
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    aspects: set[str] = field(default_factory=set)
+
+    def read(self, paths: Sequence[Path]) -> list[Comparison]:
+        """The comparisons of some files, each once, with ids that no other file uses."""
+        kept: list[Comparison] = []
+        seen: set[tuple[object, ...]] = set()
+        ids: set[str] = set()
+        for path in paths:
+            result = self._result(path)
+            for comparison in result.comparisons:
+                named = self._renamed(self._with_category(comparison, FORMATS[result.format].own_categories))
+                key = (named.prompt, named.responses, named.ranks, named.labels)
+                if len(set(named.responses)) == 1:
+                    self.notes["identical responses"] += 1
+                elif key in seen:
+                    self.notes["repeated comparisons"] += 1
+                else:
+                    seen.add(key)
+                    candidates = (named.id, f"{path.stem}/{named.id}", f"{path}/{named.id}")
+                    unique = next(candidate for candidate in candidates if candidate not in ids)
+                    ids.add(unique)
+                    kept.append(replace(named, id=unique))
+        return kept
+
+    def read_prompts(self, path: Path) -> list[tuple[tuple[Message, ...], str]]:
+        """The prompts of one file, with names of categories from the taxonomy."""
+        mapped = map_prompts(path, self.recipe.data.bad_rows, self.recipe.output.parent)
+        self._count(path, mapped.rows, mapped.rejected)
+        return [(prompt, self._known_category(category) or self._refuse_category(str(path), category)) for prompt, category in mapped.items]
+
+    def check_dropped(self) -> None:
+        """Stop where skipping bad rows has taken too many.
+
+        Raises:
+            DataError: a larger share than `data.max_drop_fraction`.
+        """
+        total, limit = sum(self.rejected.values()), self.recipe.data.max_drop_fraction
+        if total > limit * self.rows:
+            listed = ", ".join(f"{path} ({count})" for path, count in self.rejected.items() if count)
+            raise DataError(
+                f"{total} of {self.rows} rows were bad, more than data.max_drop_fraction ({limit:g}): {listed}. "
+                f"Fix them (they are listed in *.rejected.jsonl in {self.recipe.output.parent}), or raise that limit."
+            )
+
+    def check_aspects(self) -> None:
+        """Stop where `data.aspects` maps something that the files do not have: a slip of the pen would cost all its labels.
+
+        Raises:
+            DataError: with the nearest name that they do have.
+        """
+        for aspect in self.recipe.data.aspects:
+            if aspect not in self.aspects:
+                known = did_you_mean(aspect, sorted(self.aspects)) if self.aspects else "; they carry no labels at all"
+                raise DataError(f'data.aspects maps "{aspect}", but no label of the files has that name{known}. Correct the recipe.')
+
+    def _result(self, path: Path) -> ReadResult:
+        data = self.recipe.data
+        format = data.formats.get(str(path), "auto")
+        result = read_comparisons(path, format, data.bad_rows, self.recipe.output.parent, data.rank_order)
+        commit = hub_commit(path) if is_hub(path) else None
+        self.formats[str(path)] = result.format if commit is None else f"{result.format}, commit {commit[:12]}"
+        self._count(path, result.rows, result.rejected)
+        for reason, count in result.left_out.items():
+            self.notes[f"rows without a comparison: {reason}"] += count
+        return result
+
+    def _count(self, path: Path, rows: int, rejected: int) -> None:
+        self.rows += rows
+        self.rejected[str(path)] += rejected
+        self.notes["rows rejected"] += rejected
+
+    def _with_category(self, comparison: Comparison, own_categories: bool) -> Comparison:
+        if comparison.category is None:
+            return comparison
+        name = self._known_category(comparison.category)
+        if name is None and own_categories:
+            self.notes[f'labels of the unknown category "{comparison.category}" (the router decides instead)'] += 1
+        elif name is None:
+            self._refuse_category(comparison.source, comparison.category)
+        return replace(comparison, category=name)
+
+    def _known_category(self, given: str) -> str | None:
+        """The category of that name, or of that Chinese name."""
+        return next((category.name for category in self.taxonomy.categories if given in (category.name, category.chinese)), None)
+
+    def _refuse_category(self, where: str, given: str) -> NoReturn:
+        near = did_you_mean(given, self.taxonomy.category_names)
+        raise DataError(f'{where}: category "{given}" is not in the taxonomy{near}. Fix the row or the taxonomy.')
+
+    def _renamed(self, comparison: Comparison) -> Comparison:
+        aspects = self.recipe.data.aspects
+        self.aspects.update(label.capability for label in comparison.labels)
+        if not aspects or not comparison.labels:
+            return comparison
+        named = ((aspects.get(label.capability, label.capability), label) for label in comparison.labels)
+        labels = dict.fromkeys(replace(label, capability=name) for name, label in named if name is not None)
+        # Two aspects that count to one capability say nothing where they disagree.
+        return replace(comparison, labels=tuple(label for label in labels if _opposite(label) not in labels))
 
 
-def _check_category(comparison: Comparison, taxonomy: Taxonomy) -> None:
-    if comparison.category is not None and comparison.category not in taxonomy.category_names:
-        near = did_you_mean(comparison.category, taxonomy.category_names)
-        raise DataError(f'{comparison.source}: category "{comparison.category}" is not in the taxonomy{near}. Fix the row or the taxonomy.')
-
-
-def _known_prompts(path: Path, recipe: Recipe, taxonomy: Taxonomy) -> list[tuple[tuple[Message, ...], str]]:
-    rows = read_prompts(path, recipe.data.bad_rows, recipe.output.parent)
-    for _, category in rows:
-        if category not in taxonomy.category_names:
-            raise DataError(f'{path}: category "{category}" is not in the taxonomy{did_you_mean(category, taxonomy.category_names)}.')
-    return rows
+def _opposite(label: CapabilityLabel) -> CapabilityLabel:
+    return CapabilityLabel(label.capability, label.other, label.preferred)
 
 
 def _without_test_prompts(

@@ -4,6 +4,7 @@ Refused: bytes that are not UTF-8, broken JSON, anything but an object, a key th
 an unpaired surrogate (tokenizers, SQLite and HTTP clients break on it), a NUL, nesting deeper than `MAX_DEPTH`.
 """
 
+import datetime
 import json
 import math
 import re
@@ -11,13 +12,24 @@ from typing import Any, NoReturn
 
 from dmoerm.errors import DataError
 
-__all__ = ["MAX_DEPTH", "json_type", "parse_object"]
+__all__ = ["MAX_DEPTH", "check_value", "json_type", "parse_object", "parse_text"]
 
 MAX_DEPTH = 64
 """Objects and arrays within each other. Preference data needs about five; the C parser gives up near a thousand."""
 
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
-_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+_NAMES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    bytes: "binary",  # Parquet knows more types than JSON
+    datetime.datetime: "a time stamp",
+    datetime.date: "a date",
+}
 
 
 def json_type(value: object) -> str:
@@ -40,8 +52,38 @@ def parse_object(content: bytes, offset: int = 0) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         byte = content[error.start]
         raise DataError(f"not UTF-8: byte 0x{byte:02x} at byte offset {offset + error.start} of the file ({error.reason}).") from None
+    data = _loads(text)
+    if not isinstance(data, dict):
+        raise DataError(f"expected an object, got {json_type(data)}.")
+    # Only an escape can bring in a surrogate or a NUL, and only brackets can nest: most rows need no walk.
+    if b"\\u" in content or content.count(b"{") + content.count(b"[") > MAX_DEPTH:
+        check_value(data)
+    return data
+
+
+def parse_text(text: str) -> Any:
+    """Any JSON value out of a text, with the same strictness.
+
+    Raises:
+        DataError: anything that the head of this file names, but that a value of any type is taken.
+    """
+    value = _loads(text)
+    check_value(value)
+    return value
+
+
+def check_value(value: object) -> None:
+    """Refuse what no tokenizer or database takes, in a value that another reader made.
+
+    Raises:
+        DataError: a string holds a NUL or an unpaired surrogate, or the value is nested too deep.
+    """
+    _check(value, 1)
+
+
+def _loads(text: str) -> Any:
     try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON ({error.msg}: column {error.colno}).") from None
     except RecursionError:
@@ -50,12 +92,6 @@ def parse_object(content: bytes, offset: int = 0) -> dict[str, Any]:
         raise
     except ValueError as error:  # an integer with thousands of digits
         raise DataError(f"not usable JSON ({error}).") from None
-    if not isinstance(data, dict):
-        raise DataError(f"expected an object, got {json_type(data)}.")
-    # Only an escape can bring in a surrogate or a NUL, and only brackets can nest: most rows need no walk.
-    if b"\\u" in content or content.count(b"{") + content.count(b"[") > MAX_DEPTH:
-        _check(data, 1)
-    return data
 
 
 def _check(value: object, depth: int) -> None:

@@ -124,7 +124,7 @@ def _local_backbone(name: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    from dmoerm.modeling.backbone import resolve_source
+    from dmoerm.modeling.embedded import resolve_source
 
     if Path(resolve_source(name)).is_dir():
         return name

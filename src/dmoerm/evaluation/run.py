@@ -215,6 +215,7 @@ def read_files(
         found = read_comparisons(path, format=format, bad_rows=bad_rows)
         formats[str(path)] = found.format
         notes["rows skipped"] += found.rejected
+        notes.update({f"rows without a comparison: {reason}": count for reason, count in found.left_out.items()})
         for comparison in found.comparisons:
             unique = comparison.id if comparison.id not in taken else f"{path}/{comparison.id}"
             taken.add(unique)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmoerm.data.sources import RunData, load_run_data
@@ -13,11 +12,17 @@ if TYPE_CHECKING:
     from dmoerm.modeling.reward_model import RewardModel
     from dmoerm.training.pipeline import TrainResult
 
-__all__ = ["evaluate_run", "run_folder", "train_and_evaluate"]
+__all__ = ["evaluate_run", "train_and_evaluate"]
 
 
 def train_and_evaluate(
-    recipe: Recipe, *, overwrite: bool = False, quiet: bool = False, progress: Callable[[int, int], None] = lambda done, total: None
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    force_resume: bool = False,
+    quiet: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> "tuple[TrainResult, ModelReport | None]":
     """Train a recipe, then measure the model on its held-out comparisons beside the recipe's baselines.
 
@@ -26,19 +31,21 @@ def train_and_evaluate(
     Args:
         recipe: the run.
         overwrite: replace a model of ours at the output.
+        resume: go on with an unfinished run.
+        force_resume: go on although it differs.
         quiet: no progress on stderr.
         progress: called with (comparisons scored, all of them) while the model is measured.
 
     Returns:
-        What training gave, and the report; None where nothing with a preference is held out.
+        What training gave, and the report; None where nothing with a preference is held out, and in all processes but the first.
 
     Raises:
         DmoermError: see `training.pipeline.train_recipe`.
     """
-    from dmoerm.training.pipeline import train_recipe
+    from dmoerm.training.pipeline import is_first_process, run_folder, train_recipe
 
-    result = train_recipe(recipe, overwrite=overwrite, quiet=quiet)
-    if not any(comparison.has_preference for comparison in result.test):
+    result = train_recipe(recipe, overwrite=overwrite, resume=resume, force_resume=force_resume, quiet=quiet)
+    if not is_first_process() or not any(comparison.has_preference for comparison in result.test):
         return result, None
     report = evaluate_run(result.model, recipe, load_run_data(recipe), progress=progress)
     write_json(run_folder(recipe.output) / "evaluation.json", report.as_dict())
@@ -62,8 +69,3 @@ def evaluate_run(
         meta={"recipe": recipe_hash(recipe), "model": os.fspath(recipe.output.name)},
         progress=progress,
     )
-
-
-def run_folder(output: Path) -> Path:
-    """Where a run keeps its resolved recipe, its metrics and its evaluation."""
-    return output.with_name(f"{output.name}-run")

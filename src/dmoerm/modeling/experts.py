@@ -15,10 +15,13 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dmoerm.modeling.prefix import FlatRow
 
 __all__ = ["AdaptedLinear", "LowRank", "Pass", "PassHolder"]
 
@@ -40,6 +43,7 @@ class Pass:
         copies: K, or the number of `members`.
         members: which experts of the stack run, as indices; None means all.
         pooled_index_BP: when set, the top layer is computed for these P positions of each row alone.
+        flat: when set, the one row of the batch is several rows that share their beginnings (see prefix.py).
         rows: B, known once the first layer runs.
         layer: index of the layer now running.
     """
@@ -53,6 +57,7 @@ class Pass:
     copies: int = 1
     members: Tensor | None = None
     pooled_index_BP: Tensor | None = None
+    flat: "FlatRow | None" = None
     rows: int = 0
     layer: int = -1
     repeated: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ others take the general path.
 Shapes: B rows (K·B where the rows have fanned out before), L tokens, P pooled positions, D hidden, H key heads, E head width.
 """
 
+import inspect
 import sys
 from typing import Any, cast
 
@@ -69,8 +70,10 @@ def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kw
     fans_out_here = run.fan_out_at == run.layer and run.copies > 1
     has_fanned_out = hidden_BLD.shape[0] != run.rows
     index_BP = run.pooled_index_BP
-    if mask is not None:
-        row_mask: Tensor | None = _at_positions(mask, index_BP, dim=2)
+    if run.flat is not None:
+        row_mask: Tensor | None = None  # the flat row says itself who sees whom
+    elif mask is not None:
+        row_mask = _at_positions(mask, index_BP, dim=2)
     else:
         row_mask = _causal_rows(layer, hidden_BLD, index_BP)
     positions = kwargs.pop("position_embeddings", None)
@@ -85,10 +88,15 @@ def pooled_layer(layer: nn.Module, hidden_BLD: Tensor, args: tuple[Any, ...], kw
         row_mask, row_positions = run.repeat(row_mask), run.repeat(row_positions)
     if row_positions is not None:
         kwargs["position_embeddings"] = row_positions
-    kwargs["past_key_values"] = keys_values
+    kwargs[_cache_keyword(type(layer))] = keys_values
     kwargs.pop("position_ids", None)
     kwargs.pop("use_cache", None)
     return layer(pooled_BPD, attention_mask=row_mask, **kwargs)  # type: ignore[no-any-return]
+
+
+def _cache_keyword(layer_class: type[nn.Module]) -> str:
+    # transformers 5.24 renamed it, and of two given names drops the old one with no more than a warning: the layer would see one token.
+    return "cache" if "cache" in inspect.signature(layer_class.forward).parameters else "past_key_values"
 
 
 def _keys_values(layer: Any, hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> _GivenKeysValues:

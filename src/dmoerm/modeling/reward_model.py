@@ -1,12 +1,13 @@
 """The double-layer reward model: route a prompt to one category, judge each response by that category's experts.
 
 One backbone serves every category (task adapters and experts are slots in it); a category that was fully fine-tuned brings its own.
-`score` is the whole path of one comparison: render, route, batch, member vectors, judgement.
+`score` is the whole path of one comparison: render, route, batch, member vectors, judgement. Responses to one prompt share its computation
+where the backbone can and it pays (prefix.py, batching.py); that moves no reward beyond rounding.
 
 Shapes: B rows, K members, D hidden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor
 from dmoerm.data.rendering import Rendered, Renderer, collate
 from dmoerm.errors import DataError
 from dmoerm.modeling.backbone import Backbone
-from dmoerm.modeling.batching import token_batches
+from dmoerm.modeling.batching import group_batches, prompt_groups, token_batches
 from dmoerm.modeling.inner import TASK_MEMBER, Aggregation, InnerModel, Judgement
+from dmoerm.modeling.prefix import flat_row
 from dmoerm.modeling.router import ROUTER, Router
 from dmoerm.records import ROLES, Message, Reward, ScoreFailure, prompt_hash
 from dmoerm.taxonomy import GENERAL, Taxonomy
@@ -90,7 +92,9 @@ class RewardModel:
     # --- loading and saving ---------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def from_pretrained(name: str | Path, *, revision: str | None = None, device: str = "auto", check: bool = True) -> "RewardModel":
+    def from_pretrained(
+        name: str | Path, *, revision: str | None = None, device: str = "auto", check: bool = True, backbone: str | Path | None = None
+    ) -> "RewardModel":
         """A saved model from a folder or the Hub.
 
         Args:
@@ -98,13 +102,14 @@ class RewardModel:
             revision: branch, tag or commit on the Hub.
             device: "auto" (CUDA where there is one), "cpu", "cuda:1" …
             check: compare every file's hash and the canary rewards; False only to look inside a model that fails them.
+            backbone: where the backbone lies now, folder or Hub id, when not where it lay in training. Its weights must hash to the same.
 
         Raises:
             ArtifactError: a file is missing, changed or foreign, the backbone is another one, or the canary rewards differ.
         """
         from dmoerm.modeling.artifact import load_model
 
-        return load_model(name, revision=revision, device=device, check=check)
+        return load_model(name, revision=revision, device=device, check=check, backbone=backbone)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the model as one folder (see docs/artifact.md); never leaves a half-written one under that name.
@@ -135,6 +140,7 @@ class RewardModel:
         *,
         category: str | None = None,
         aggregation: Aggregation | None = None,
+        share_prompts: bool = True,
     ) -> list[Reward]:
         """Rewards of the responses to one prompt, in their order.
 
@@ -143,31 +149,44 @@ class RewardModel:
             responses: one response or several; several are rendered with the same prompt, so that they compete on equal terms.
             category: judge by this category's inner model and skip the router.
             aggregation: "mlp", "mean", "wco", "uwo" or, where the task model is a member, "task"; None is the model's own default.
+            share_prompts: compute the prompt once for all responses, where the backbone can; equal up to rounding.
 
         Raises:
             DataError: an empty response, an empty prompt, or a role that is unknown.
         """
         texts = (responses,) if isinstance(responses, str) else tuple(responses)
-        results = self.score_many([ScoreRequest(as_messages(prompt), texts, category)], aggregation=aggregation)[0]
+        request = ScoreRequest(as_messages(prompt), texts, category)
+        results = self.score_many([request], aggregation=aggregation, share_prompts=share_prompts)[0]
         for result in results:
             if isinstance(result, ScoreFailure):
                 raise DataError(result.message)
         return [result for result in results if isinstance(result, Reward)]
 
     def score_many(
-        self, requests: Sequence[ScoreRequest], *, aggregation: Aggregation | None = None, max_tokens: int = 16384
+        self,
+        requests: Sequence[ScoreRequest],
+        *,
+        aggregation: Aggregation | None = None,
+        max_tokens: int = 16384,
+        share_prompts: bool = True,
     ) -> list[list[Reward | ScoreFailure]]:
         """Rewards of many prompts' responses, in order; what cannot be scored is a `ScoreFailure` and moves nobody else's reward.
 
         Args:
             requests: prompts with their responses.
             aggregation: as for `score`.
-            max_tokens: token budget of a batch, padding counted.
+            max_tokens: token budget of a batch, padding counted, shared tokens counted once.
+            share_prompts: as for `score`; equal prompts of several requests are shared too.
         """
-        return self.score_by_aggregation(requests, [aggregation or self.aggregation], max_tokens=max_tokens)[0]
+        return self.score_by_aggregation(requests, [aggregation or self.aggregation], max_tokens=max_tokens, share_prompts=share_prompts)[0]
 
     def score_by_aggregation(
-        self, requests: Sequence[ScoreRequest], aggregations: Sequence[Aggregation], *, max_tokens: int = 16384
+        self,
+        requests: Sequence[ScoreRequest],
+        aggregations: Sequence[Aggregation],
+        *,
+        max_tokens: int = 16384,
+        share_prompts: bool = True,
     ) -> list[list[list[Reward | ScoreFailure]]]:
         """As `score_many`, once for each aggregation; the texts go through the backbone only once."""
         results: list[list[Reward | ScoreFailure]] = [[] for _ in requests]
@@ -186,9 +205,8 @@ class RewardModel:
             by_category.setdefault(routes[row.request][0], []).append(row)
         answers = [[list(result) for result in results] for _ in aggregations]
         for category, members in by_category.items():
-            for picked in token_batches([len(row.rendered.input_ids) for row in members], max_tokens):
+            for picked, vectors_BKD in self._batches(category, [row.rendered for row in members], max_tokens, share_prompts):
                 chosen = [members[index] for index in picked]
-                vectors_BKD = self.member_vectors(category, [row.rendered for row in chosen])
                 for answer, aggregation in zip(answers, aggregations, strict=True):
                     judgement = self.judge_vectors(category, vectors_BKD, aggregation)
                     for row, reward in zip(chosen, self._rewards(category, judgement), strict=True):
@@ -226,14 +244,35 @@ class RewardModel:
 
     def member_vectors(self, category: str, rendered: Sequence[Rendered]) -> Tensor:
         """Pooled vectors of the category's members, shape (B, K, D)."""
-        own = self.own_backbones.get(category)
-        backbone = own or self.backbone
+        backbone, task, experts = self._backbone(category)
         batch = {key: value.to(backbone.device) for key, value in self._collate(rendered).items()}
-        experts = category if self.inner[category].capabilities else None
         with torch.no_grad():
-            return backbone.pooled(batch, task=None if own else category, experts=experts)
+            return backbone.pooled(batch, task=task, experts=experts)
 
     # --- inside -----------------------------------------------------------------------------------------------------------------------
+
+    def _backbone(self, category: str) -> tuple[Backbone, str | None, str | None]:
+        """The backbone of a category, and whose task adapter and experts are active on it."""
+        own = self.own_backbones.get(category)
+        return own or self.backbone, None if own else category, category if self.inner[category].capabilities else None
+
+    def _batches(
+        self, category: str, rendered: Sequence[Rendered], max_tokens: int, share_prompts: bool
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Indices of rows with their member vectors (B, K, D), batch by batch; every row once."""
+        backbone, task, experts = self._backbone(category)
+        ids = [item.input_ids for item in rendered]
+        lengths, alone = list(map(len, ids)), list(range(len(ids)))
+        if share_prompts and backbone.shares_prefixes:
+            groups, alone = prompt_groups(ids, [item.response_start for item in rendered])
+            for batch in group_batches(groups, lengths, max_tokens):
+                flat = flat_row(ids, batch).to(backbone.device)
+                with torch.no_grad():
+                    vectors_BKD = backbone.pooled_flat(flat, task=task, experts=experts)
+                yield flat.rows, vectors_BKD
+        for picked in token_batches([lengths[row] for row in alone], max_tokens):
+            rows = [alone[index] for index in picked]
+            yield rows, self.member_vectors(category, [rendered[row] for row in rows])
 
     def _collate(self, rendered: Sequence[Rendered]) -> dict[str, Tensor]:
         return collate(rendered, self.renderer.tokenizer.pad_token_id)

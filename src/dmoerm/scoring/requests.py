@@ -14,9 +14,11 @@ from typing import Any
 from dmoerm.data.jsonl import Row
 from dmoerm.data.readers.comparisons import FORMATS
 from dmoerm.data.readers.fields import check_fields, messages_field, text_field
+from dmoerm.data.readers.outcome import LeftOut
 from dmoerm.data.strict_json import json_type
 from dmoerm.errors import DataError
 from dmoerm.modeling.reward_model import ScoreRequest
+from dmoerm.records import Comparison
 
 __all__ = ["read_request", "row_id"]
 
@@ -33,15 +35,18 @@ def read_request(row: Row, path: Path, category: str | None = None) -> ScoreRequ
         DataError: a field is missing or of the wrong type. The message reads on from "path:line: ".
     """
     data = row.data
-    if "response" in data and "responses" not in data:
+    if "response" in data and "responses" not in data and not FORMATS["mtmc"].fits(data):  # whose "response" is a list
         check_fields(data, ("prompt", "response"))
         return ScoreRequest(messages_field(data["prompt"], '"prompt"'), (text_field(data, "response"),), category)
     if "responses" in data:
         check_fields(data, ("prompt", "responses"))
         return ScoreRequest(messages_field(data["prompt"], '"prompt"'), _responses(data["responses"]), category)
     for format in FORMATS.values():
-        if all(key in data for key in format.required):
+        if format.fits(data):
             comparison = format.read_row(row, path)
+            if isinstance(comparison, LeftOut):
+                raise DataError(f"the row holds no comparison: {comparison.reason}.")
+            assert isinstance(comparison, Comparison)  # a single rated response has "response", and was taken above
             return ScoreRequest(comparison.prompt, comparison.responses, category)
     found = ", ".join(f'"{key}"' for key in data) or "none"
     raise DataError(f'the keys are {found}; expected "prompt" with "response" or "responses", or a comparison ({", ".join(FORMATS)}).')

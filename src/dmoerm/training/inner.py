@@ -9,7 +9,7 @@ Fold models live in the same adapter slot one after the other; their weights wai
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from dmoerm.data.splits import split_of
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.records import Comparison
+from dmoerm.training.checkpoints import EpochResult, RunState, Unit, content_key
 from dmoerm.training.phase1 import TaskModelShape, task_items, task_vectors, train_task_model
 from dmoerm.training.phase2 import ExpertShape, expert_items, train_experts
 from dmoerm.training.phase3 import AggregatorSettings, FitReport, VectorSet, calibrate, fit_aggregator, set_statistics
 from dmoerm.training.progress import RunLog
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
-from dmoerm.training.trainer import EpochResult, PhaseSettings, RankingModule, best_epoch, restore
+from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, best_epoch, restore
 
 __all__ = ["InnerPlan", "InnerResult", "Workspace", "train_inner"]
 
@@ -68,6 +69,8 @@ class Workspace:
         states: hidden states of the bare trunk below the task adapters, or None.
         bf16: mixed precision for everything that runs the backbone.
         log: where progress goes.
+        state: where finished phases are kept.
+        key: hash of what every phase starts from: the backbone's weights, precision, number of processes.
     """
 
     backbone: Backbone
@@ -76,6 +79,8 @@ class Workspace:
     states: TrunkStates | None
     bf16: bool
     log: RunLog
+    state: RunState = field(default_factory=lambda: RunState(None))
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,16 +210,19 @@ class _Side:
     def _phase1(self, train: _Part, held: _Part, *, name: str, stop_after: int | None = None) -> _Trained:
         work, plan = self.work, self.plan
         backbone = copy.deepcopy(work.backbone) if self.full else work.backbone
+        items, held_items = (task_items([self._pairs(c) for c in part.comparisons]) for part in (train, held))
+        states = None if self.full else work.states
         module, results = train_task_model(
             backbone,
             work.rows,
             self.category,
-            task_items([self._pairs(c) for c in train.comparisons]),
-            task_items([self._pairs(c) for c in held.comparisons]),
+            items,
+            held_items,
             plan.task_shape,
             plan.task_settings,
             base_vectors=work.base_vectors,
-            states=None if self.full else work.states,
+            states=states,
+            unit=self._unit("phase1", name, items, held_items, plan.task_shape, plan.task_settings, stop_after, states is not None),
             stop_after=stop_after,
             report=work.log.stepper(f"phase 1, {self.category}, {name}"),
         )
@@ -225,20 +233,26 @@ class _Side:
         if not self.experts:
             return
         work, plan = self.work, self.plan
-        task_member = plan.expert_shape.task_member
+        items, held_items = (self._expert_items(part.labelled) for part in (train, held))
+        head_D = run.task.heads_KD.detach()[0]
+        task_weights = {name: parameter for name, parameter in run.task.named_parameters() if name in run.task_results[0].weights}
+        unit = self._unit(
+            "phase2", name, items, held_items, plan.expert_shape, plan.expert_settings, stop_after, self.experts, task_weights
+        )
         run.experts, run.expert_results = train_experts(
             run.backbone,
             work.rows,
             self.category,
             self.experts,
-            run.task.heads_KD.detach()[0],
-            expert_items([(work.rows.of_comparison[c.id], c.labels) for c in train.labelled], self.experts, task_member=task_member),
-            expert_items([(work.rows.of_comparison[c.id], c.labels) for c in held.labelled], self.experts, task_member=task_member),
+            head_D,
+            items,
+            held_items,
             plan.expert_shape,
             plan.expert_settings,
             task=self.task_slot,
-            states=self._expert_states(run.backbone, [*train.labelled, *held.labelled]),
-            vectors=self._task_vectors(run.backbone, train.labelled) if plan.expert_shape.fit_heads else {},
+            states=None if unit.finished else self._expert_states(run.backbone, [*train.labelled, *held.labelled]),
+            vectors=lambda: self._task_vectors(run.backbone, train.labelled),
+            unit=unit,
             stop_after=stop_after,
             report=work.log.stepper(f"phase 2, {self.category}, {name}"),
         )
@@ -285,6 +299,14 @@ class _Side:
         )
         return report
 
+    def _unit(self, phase: str, part: str, items: Sequence[Item], held: Sequence[Item], *depends_on: object) -> Unit:
+        """Where this phase is stored: its key hashes what the rows say, which pairs count, and everything given."""
+        rows = [[self.work.rows.rendered[row].input_ids for row in item.rows] for item in (*items, *held)]
+        pairs = [[item.pairs for item in side] for side in (items, held)]
+        settings = [_plain_settings(value) for value in depends_on]
+        key = content_key(phase, self.category, self.work.key, rows, pairs, settings)
+        return self.work.state.unit(f"{self.category}/{phase}-{part.replace(' ', '-')}", key)
+
     # --- small things -------------------------------------------------------------------------------------------------------------
 
     def _part(
@@ -293,6 +315,10 @@ class _Side:
         return _Part(
             [c for c in comparisons if (fold_of[c.id] == fold) == inside], [c for c in labelled if (fold_of[c.id] == fold) == inside]
         )
+
+    def _expert_items(self, labelled: Sequence[Comparison]) -> list[Item]:
+        rows, member = self.work.rows.of_comparison, self.plan.expert_shape.task_member
+        return expert_items([(rows[c.id], c.labels) for c in labelled], self.experts, task_member=member)
 
     def _pairs(self, comparison: Comparison) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         return self.work.rows.of_comparison[comparison.id], [(pair.chosen, pair.rejected) for pair in comparison.pairs()]
@@ -393,6 +419,13 @@ class _Side:
         if held_experts:
             metrics["held_out_expert_accuracy"] = _weighted(held_experts)
         return InnerResult(inner, backbone, metrics)
+
+
+def _plain_settings(value: object) -> object:
+    """Fields of a settings object that change a result: trackers do not, nor does computing activations twice."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {name: entry for name, entry in asdict(value).items() if name not in {"report_to", "gradient_checkpointing"}}
 
 
 def _weighted(results: Sequence[EpochResult]) -> float:

@@ -17,8 +17,9 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 
 from dmoerm.modeling.backbone import Backbone
+from dmoerm.training.checkpoints import EpochResult, Unit
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
-from dmoerm.training.trainer import EpochResult, Item, PhaseSettings, RankingModule, only_these_learn, run_phase
+from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, only_these_learn, run_phase
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -127,6 +128,7 @@ def train_task_model(
     *,
     base_vectors: dict[int, Tensor],
     states: TrunkStates | None,
+    unit: Unit | None = None,
     stop_after: int | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
 ) -> tuple[RankingModule, list[EpochResult]]:
@@ -142,6 +144,7 @@ def train_task_model(
         settings: optimisation.
         base_vectors: pooled vectors of the bare backbone by row, for the first head.
         states: trunk states that enter the adapter's lowest layer, or None.
+        unit: where the result is stored; one that is stored is taken as it is.
         stop_after: epochs to run of the schedule; None means all.
         report: called with (step, steps in all).
 
@@ -154,11 +157,13 @@ def train_task_model(
     else:
         backbone.add_task_adapter(category, depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)
         learning = [parameter for update in backbone.adapters("task", category).values() for parameter in update.parameters()]
-    first = fit_head(base_vectors, items) if shape.fit_head else torch.randn(backbone.hidden_size) / backbone.hidden_size
+    first = torch.randn(backbone.hidden_size) / backbone.hidden_size
+    if shape.fit_head and (unit is None or not unit.finished):
+        first = fit_head(base_vectors, items)
     head = nn.Parameter(first.unsqueeze(0).to(backbone.device))
     module = RankingModule(backbone, rows, head, task=category, experts=None, states=states)
     only_these_learn(module, [*learning, head])
-    return module, run_phase(module, items, held_out, settings, stop_after=stop_after, report=report)
+    return module, run_phase(module, items, held_out, settings, unit=unit, stop_after=stop_after, report=report)
 
 
 def task_vectors(

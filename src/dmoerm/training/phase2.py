@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.records import CapabilityLabel
+from dmoerm.training.checkpoints import EpochResult, Unit
 from dmoerm.training.phase1 import fit_head
 from dmoerm.training.rows import Rows, TrunkStates
-from dmoerm.training.trainer import EpochResult, Item, PhaseSettings, RankingModule, only_these_learn, run_phase
+from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, only_these_learn, run_phase
 
 __all__ = ["ExpertShape", "expert_items", "train_experts"]
 
@@ -60,7 +61,8 @@ def train_experts(
     *,
     task: str | None,
     states: TrunkStates | None,
-    vectors: dict[int, Tensor],
+    vectors: Callable[[], dict[int, Tensor]],
+    unit: Unit | None = None,
     stop_after: int | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
 ) -> tuple[RankingModule, list[EpochResult]]:
@@ -78,7 +80,8 @@ def train_experts(
         settings: optimisation.
         task: slot of the frozen task adapter, or None when the task model is a full fine-tune.
         states: trunk states below the experts, made with that task adapter active, or None.
-        vectors: the task model's pooled vector of each labelled row, for the first heads; unused when they are copies.
+        vectors: gives the task model's pooled vector of each labelled row, for the first heads; not called when they are copies.
+        unit: where the result is stored; one that is stored is taken as it is.
         stop_after: epochs to run of the schedule; None means all.
         report: called with (step, steps in all).
 
@@ -89,14 +92,15 @@ def train_experts(
     copies = len(capabilities) + (1 if shape.task_member else 0)
     backbone.add_experts(category, copies, depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)
     first_KD = task_head_D.detach().cpu().repeat(copies, 1)
-    if shape.fit_heads:
+    if shape.fit_heads and (unit is None or not unit.finished):
+        of_row = vectors()
         for member in range(copies - len(capabilities), copies):
-            first_KD[member] = fit_head(vectors, items, member=member, prior_D=task_head_D)
+            first_KD[member] = fit_head(of_row, items, member=member, prior_D=task_head_D)
     heads = nn.Parameter(first_KD.to(backbone.device))
     module = RankingModule(backbone, rows, heads, task=task, experts=category, states=states)
     learning = [parameter for update in backbone.adapters("experts", category).values() for parameter in update.parameters()]
     only_these_learn(module, [*learning, heads])
-    results = run_phase(module, items, held_out, settings, stop_after=stop_after, report=report)
+    results = run_phase(module, items, held_out, settings, unit=unit, stop_after=stop_after, report=report)
     if shape.task_member:  # no label speaks about the task model, so only weight decay could have moved its head
         for result in results:
             result.weights["heads_KD"][0] = task_head_D.cpu()

@@ -4,14 +4,17 @@
 with its resolved recipe and `metrics.jsonl` beside it.
 """
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from dmoerm.data.readers.native import to_native
 from dmoerm.data.rendering import Renderer
 from dmoerm.data.sources import RunData, load_run_data
 from dmoerm.errors import ConfigError, TrainingError
@@ -22,6 +25,7 @@ from dmoerm.modeling.router import Router
 from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash
 from dmoerm.records import Comparison
 from dmoerm.taxonomy import GENERAL
+from dmoerm.training.checkpoints import RUN_FILE, RunState, content_key
 from dmoerm.training.inner import InnerPlan, InnerResult, Workspace, train_inner
 from dmoerm.training.phase1 import TaskModelShape, task_vectors
 from dmoerm.training.phase2 import ExpertShape
@@ -31,7 +35,7 @@ from dmoerm.training.router import RouterData, train_router
 from dmoerm.training.rows import Rows, TrunkStates
 from dmoerm.training.trainer import PhaseSettings
 
-__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "prepare", "train_model", "train_recipe"]
+__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "prepare", "run_folder", "train_model", "train_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +58,66 @@ class Prepared:
     labelled: list[Comparison]
 
 
-def train_recipe(recipe: Recipe, *, overwrite: bool = False, quiet: bool = False) -> TrainResult:
+def train_recipe(
+    recipe: Recipe, *, overwrite: bool = False, resume: bool = False, force_resume: bool = False, quiet: bool = False
+) -> TrainResult:
     """Run a recipe from its files to the saved model at `recipe.output`.
+
+    Under a launcher of several processes (`accelerate launch`, `torchrun`) every process calls this; the first one writes and tells.
+
+    Args:
+        recipe: the run.
+        overwrite: replace a model of ours at the output; an unfinished run is begun anew unless `resume` is given as well.
+        resume: go on with an unfinished run of this recipe; where there is none, begin one.
+        force_resume: go on although data, recipe, backbone or processes have changed since; what changed is recorded.
+        quiet: no progress on stderr.
 
     Raises:
         DataError: its data cannot be used.
-        TrainingError: nothing can be trained, or a phase fails.
+        TrainingError: nothing can be trained, a phase fails, or an unfinished run is in the way or differs.
         ArtifactError: the output folder is taken.
     """
     from dmoerm.modeling.artifact import check_target
 
     check_target(recipe.output, overwrite=overwrite)
     data = load_run_data(recipe)
-    run_folder = recipe.output.with_name(recipe.output.name + "-run")
-    with RunLog(run_folder, quiet=quiet) as log:
-        (run_folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        result = train_model(data, recipe, log=log)
-        result.model.save_pretrained(recipe.output, overwrite=overwrite)
-        log.say(f"saved to {recipe.output}")
+    folder = run_folder(recipe.output)
+    resume = resume or force_resume
+    if (folder / RUN_FILE).is_file() and not (resume or overwrite):
+        raise TrainingError(
+            f"{folder} holds an unfinished run; nothing was done. Go on with it: --resume. Begin anew, losing it: --overwrite."
+        )
+    first = is_first_process()
+    with RunLog(folder if first else None, quiet=quiet or not first, append=resume) as log:
+        state = RunState(folder, writes=first, every_steps=recipe.training.checkpoint_steps, say=log.say)
+        result = train_model(data, recipe, log=log, state=state, resume=resume, force_resume=force_resume)
+        if first:
+            (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            result.model.save_pretrained(recipe.output, overwrite=overwrite)
+            state.close(keep_units=recipe.task_model.kind == "lora")
+            log.say(f"saved to {recipe.output}")
+    wait_for_everyone()
     return result
 
 
-def train_model(data: RunData, recipe: Recipe, *, log: RunLog | None = None) -> TrainResult:
-    """Train the double-layer model on records already read; see `train_recipe`."""
+def train_model(
+    data: RunData,
+    recipe: Recipe,
+    *,
+    log: RunLog | None = None,
+    state: RunState | None = None,
+    resume: bool = False,
+    force_resume: bool = False,
+) -> TrainResult:
+    """Train the double-layer model on records already read; see `train_recipe`. Without a `state` nothing is kept on the way."""
     log = log or RunLog(None, quiet=True)
-    prepared = prepare(data.comparisons, data.labelled, recipe, log)
+    backbone, renderer = load_backbone(recipe)
+    state = state or RunState(None)
+    fingerprint = run_fingerprint(recipe, data, backbone, renderer)
+    state.begin(fingerprint, resume=resume, force=force_resume)
+    wait_for_everyone()
+    prepared = prepare(data.comparisons, data.labelled, recipe, log, backbone=backbone, renderer=renderer, state=state)
+    prepared.work.key = content_key(fingerprint["backbone.sha256"], fingerprint["processes"], prepared.work.bf16)
     finetune = _router_settings(recipe, prepared.work.bf16) if recipe.router.features == "finetuned" else None
     labelled_prompts = [*data.prompts, *((c.prompt, c.category) for c in (*data.comparisons, *data.labels) if c.category is not None)]
     router, router_metrics = train_router(
@@ -114,13 +153,48 @@ def train_model(data: RunData, recipe: Recipe, *, log: RunLog | None = None) -> 
     return TrainResult(model, data.test, metrics)
 
 
-def prepare(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], recipe: Recipe, log: RunLog) -> Prepared:
-    """Load the backbone, render every row, and run the frozen trunk over them once.
+def run_fingerprint(recipe: Recipe, data: RunData, backbone: Backbone, renderer: Renderer) -> dict[str, Any]:
+    """What the weights of a run depend on, field by field: recipe without paths and machine, data, backbone, tokens.
+
+    The number of threads is not in it: it moves results by rounding only.
+    """
+    skipped = {"output", "evaluation", "data.comparisons", "data.labels", "data.prompts", "data.test", "taxonomy", "backbone.name"}
+    skipped |= {f"training.{name}" for name in ("report_to", "device", "trunk_cache_mib", "checkpoint_steps", "gradient_checkpointing")}
+    fields = {name: value for name, value in _flat(recipe.model_dump(mode="json")) if not skipped & {name, name.partition(".")[0]}}
+    for name, rows in (("comparisons", data.comparisons), ("labels", data.labels), ("test", data.test)):
+        fields[f"data.{name}"] = f"{len(rows)} rows, {content_key([to_native(row) for row in rows])[:12]}"
+    fields["data.prompts"] = f"{len(data.prompts)} rows, {content_key([(p[-1].content, c) for p, c in data.prompts])[:12]}"
+    fields["taxonomy"] = content_key(data.taxonomy.model_dump_json())[:12]
+    fields["backbone.sha256"] = backbone.fingerprint()
+    fields["tokens.sha256"] = renderer.fingerprint()
+    fields["processes"] = int(os.environ.get("WORLD_SIZE", "1"))
+    fields["dmoerm"] = version("dmoerm")
+    return fields
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def prepare(
+    comparisons: Sequence[Comparison],
+    labelled: Sequence[Comparison],
+    recipe: Recipe,
+    log: RunLog,
+    *,
+    backbone: Backbone,
+    renderer: Renderer,
+    state: RunState,
+) -> Prepared:
+    """Render every row, and run the frozen trunk over them once.
 
     Raises:
         TrainingError: more rows are unusable than `data.max_drop_fraction` allows, or nothing is left.
     """
-    backbone, renderer = load_backbone(recipe)
     rows = Rows(renderer.tokenizer.pad_token_id)
     ranked = rows.add(comparisons, renderer)
     labels = rows.add(labelled, renderer)
@@ -143,7 +217,7 @@ def prepare(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], r
             states = TrunkStates.compute(backbone, rows, numbers, layer, bf16=bf16)
     base_numbers = sorted({row for c in ranked for row in rows.of_comparison[c.id]})
     vectors = task_vectors(backbone, rows, base_numbers, task=None, states=states, bf16=bf16)
-    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log), ranked, labels)
+    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state), ranked, labels)
 
 
 def load_backbone(recipe: Recipe) -> tuple[Backbone, Renderer]:
@@ -155,6 +229,7 @@ def load_backbone(recipe: Recipe) -> tuple[Backbone, Renderer]:
         pooling=options.pooling,
         attention=options.attention,
         target_modules=options.target_modules,
+        keep_layers=options.used_layers(),
     ).to(_device(recipe))
     return backbone, Renderer(load_tokenizer(options.name, options.revision), options.max_length_tokens)
 
@@ -242,10 +317,29 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def run_folder(output: Path) -> Path:
+    """Where a run keeps its resolved recipe, its metrics, its checkpoints and its evaluation."""
+    return output.with_name(f"{output.name}-run")
+
+
+def is_first_process() -> bool:
+    """True for the process that writes, where a launcher has started several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_everyone() -> None:
+    """A barrier where a launcher has started several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
 def _device(recipe: Recipe) -> torch.device:
     name = recipe.training.device
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        local = os.environ.get("LOCAL_RANK")
+        return torch.device(("cuda" if local is None else f"cuda:{local}") if torch.cuda.is_available() else "cpu")
     try:
         return torch.device(name)
     except RuntimeError as error:

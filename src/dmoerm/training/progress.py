@@ -24,17 +24,22 @@ class RunLog:
     Args:
         folder: of the run; None keeps no file.
         quiet: nothing to the stream.
+        append: keep the records of the run that is resumed; a last line that was cut off is ended.
         stream: where people read; the changing line only appears on a terminal.
     """
 
-    def __init__(self, folder: Path | None, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(self, folder: Path | None, *, quiet: bool = False, append: bool = False, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._quiet = quiet
         self._live = not quiet and self._stream.isatty()
         self._file: TextIO | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+            path = folder / "metrics.jsonl"
+            cut = append and path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+            self._file = path.open("a" if append else "w", encoding="utf-8")
+            if cut:
+                self._file.write("\n")
         self._begin = time.monotonic()
 
     def __enter__(self) -> "RunLog":

@@ -51,6 +51,12 @@ class Rows:
         """Tokens of each of `rows`."""
         return [len(self.rendered[row].input_ids) for row in rows]
 
+    def names(self, rows: Sequence[int], most: int = 4) -> str:
+        """Ids of the comparisons that `rows` belong to, the first few of them."""
+        wanted = set(rows)
+        ids = [name for name, numbers in self.of_comparison.items() if wanted & set(numbers)]
+        return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Right-padded tensors of `rows`, each (B, L)."""
         return collate([self.rendered[row] for row in rows], self.pad_token_id)

@@ -8,19 +8,23 @@ Shapes: B rows, K members, D hidden, P pairs.
 """
 
 import math
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dmoerm.errors import TrainingError
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.batching import token_batches
+from dmoerm.training.checkpoints import EpochResult, Unit, load_epochs, save_epochs
+from dmoerm.training.interrupt import graceful_stop, stop_wanted
 from dmoerm.training.losses import pairwise_loss, ranking_loss
 from dmoerm.training.rows import Rows, TrunkStates, autocast, to_device
 
@@ -39,6 +43,13 @@ __all__ = [
 
 LONGEST_ROW = 10_000_000
 """More tokens than any row has: separates groups when items are sorted by group and length."""
+
+BATCHES_IN_POOL = 50
+"""Batches that are sorted by length together; fewer pad more, more of them shuffle less."""
+
+TRAINED = "trained.safetensors"
+
+NOT_FINITE = "Nothing was stored from it. Lower the learning rate, or use training.precision: fp32; then go on with --resume --force-resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +86,6 @@ class PhaseSettings:
     max_gradient_norm: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class EpochResult:
-    """State after an epoch: the trained tensors and the held-out loss and agreement, NaN when nothing was held out.
-
-    Attributes:
-        epoch: 0 is the state before training.
-        weights: copies of the trained tensors by name, on the CPU.
-        loss: mean held-out ranking loss over members, nats.
-        accuracy: share of held-out pairs ordered rightly, 0 to 1.
-        pairs: number of held-out pairs.
-    """
-
-    epoch: int
-    weights: dict[str, Tensor]
-    loss: float
-    accuracy: float
-    pairs: int
-
-
 class RankingModule(nn.Module):
     """The backbone with one category's adapters active, and the heads under training; its forward returns the loss of a batch."""
 
@@ -111,6 +103,9 @@ class RankingModule(nn.Module):
         self.backbone = backbone
         self.heads_KD = heads_KD
         self._rows, self._task, self._experts, self._states = rows, task, experts, states
+        self.step = 0
+        self.last_loss: Tensor | None = None
+        self.last_batch: tuple[int, int, str] = (0, 0, "none yet")
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that learn, by name."""
@@ -139,11 +134,20 @@ class RankingModule(nn.Module):
         return (pooled_BKD * self.heads_KD[members].float()).sum(-1), expert_P
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        numbers = batch["rows"].tolist()
+        self.last_batch = (len(numbers), int(batch["input_ids"].shape[1]), self._rows.names(numbers))
         rewards_BK, expert_P = self.rewards(batch)
         loss = ranking_loss(rewards_BK, batch["chosen"], batch["rejected"], expert_P, batch["weight"])
         if not torch.isfinite(loss):
-            raise TrainingError("the loss is not finite. Lower the learning rate, or use training.precision: fp32.")
+            raise TrainingError(f"step {self.step + 1}: the loss is {float(loss)}; {self.recent()}. {NOT_FINITE}")
+        self.last_loss = loss.detach()
         return {"loss": loss}
+
+    def recent(self) -> str:
+        """The last batch and the last finite loss, in words."""
+        rows, tokens, items = self.last_batch
+        loss = "none was finite before" if self.last_loss is None else f"the last finite loss was {float(self.last_loss):.4f}"
+        return f"the batch has {rows} rows of up to {tokens} tokens ({items}); {loss}"
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """One batch: the rows of all items one after the other, and their pairs by row."""
@@ -157,7 +161,14 @@ class RankingModule(nn.Module):
             weights += item.weights()
             first += len(item.rows)
         chosen, rejected, expert = torch.tensor(pairs, dtype=torch.long).T
-        return {**batch, "chosen": chosen, "rejected": rejected, "expert": expert, "weight": torch.tensor(weights)}
+        return {
+            **batch,
+            "rows": torch.tensor(numbers),
+            "chosen": chosen,
+            "rejected": rejected,
+            "expert": expert,
+            "weight": torch.tensor(weights),
+        }
 
     @torch.no_grad()
     def measure(self, items: Sequence[Item], *, bf16: bool, max_tokens: int = 8192) -> tuple[float, float, int]:
@@ -181,16 +192,111 @@ class RankingModule(nn.Module):
         return float(torch.stack(by_member).mean()), float(right_P.mean()), int(loss_P.numel())
 
 
-class _LengthGroupedTrainer(Trainer):  # type: ignore[misc]  # mypy does not follow transformers
-    """The Trainer, drawing items of like length together so that little padding is computed."""
+class _Sampler(torch.utils.data.Sampler[int]):
+    """Batches of items of like length, the batches in random order, that with the longest first so that memory runs out at once or never.
 
-    def __init__(self, lengths: Sequence[int], **kwargs: Any) -> None:
+    The order depends on the seed and the epoch alone, so a resumed run sees the same batches.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epoch: Callable[[], int]) -> None:
+        self._lengths, self._batch, self._seed, self._epoch = lengths, batch, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self._epoch()
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        pool = self._batch * BATCHES_IN_POOL
+        batches = []
+        for start in range(0, len(order), pool):
+            alike = sorted(order[start : start + pool], key=lambda index: -self._lengths[index])
+            batches += [alike[first : first + self._batch] for first in range(0, len(alike), self._batch)]
+        short = batches.pop() if len(batches[-1]) < self._batch else None  # stays last: batches are cut from the flat order
+        batches = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+        if epoch == 0 and batches:
+            longest = max(range(len(batches)), key=lambda index: max(self._lengths[item] % LONGEST_ROW for item in batches[index]))
+            batches.insert(0, batches.pop(longest))
+        for chosen in batches if short is None else [*batches, short]:
+            yield from chosen
+
+
+class _PhaseTrainer(Trainer):  # type: ignore[misc]  # mypy does not follow transformers
+    """The Trainer with our order of items, and with checkpoints that hold the trained tensors only and are complete or not there."""
+
+    def __init__(self, lengths: Sequence[int], unit: Unit, epochs: "_Epochs | None", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._lengths = list(lengths)
+        self._lengths, self._unit, self._epochs = list(lengths), unit, epochs
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=self._lengths, generator=generator)  # type: ignore[no-any-return]
+        return _Sampler(self._lengths, self.args.train_batch_size, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # every process has written its random state
+        self._unit.step_written(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        module = self.accelerator.unwrap_model(self.model)
+        save_file({name: value.detach().cpu().contiguous() for name, value in module.trained().items()}, folder / TRAINED)
+        if self._epochs is not None:
+            save_epochs(self._epochs.results, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        restore(self.accelerator.unwrap_model(self.model), load_file(folder / TRAINED))
+        if self._epochs is not None:
+            self._epochs.results = load_epochs(folder)
+
+
+class _Epochs(TrainerCallback):  # type: ignore[misc]
+    """Watches a phase: measures and copies the weights after each epoch, ends it where the caller asked, says when to store a step."""
+
+    def __init__(
+        self, module: RankingModule, held_out: Sequence[Item], bf16: bool, stop_after: int, unit: Unit, report: Callable[[int, int], None]
+    ) -> None:
+        self.module, self.held_out, self.bf16, self.stop_after, self.unit, self.report = module, held_out, bf16, stop_after, unit, report
+        self.results: list[EpochResult] = []
+
+    def take(self, epoch: int) -> None:
+        loss, accuracy, pairs = self.module.measure(self.held_out, bf16=self.bf16)
+        weights = {name: parameter.detach().cpu().clone() for name, parameter in self.module.trained().items()}
+        self.results.append(EpochResult(epoch, weights, loss, accuracy, pairs))
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A gradient that is not finite would turn every weight into NaN: stop before it is applied."""
+        for name, parameter in self.module.trained().items():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise TrainingError(
+                    f"step {state.global_step + 1}: the gradient of {name} is not finite; {self.module.recent()}. {NOT_FINITE}"
+                )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        epochs = max(1, round(args.num_train_epochs))
+        self.report(state.global_step, state.max_steps * self.stop_after // epochs)
+        self.module.step = state.global_step
+        at_end = state.global_step % max(1, state.max_steps // epochs) == 0  # stored after the measurement instead
+        every = self.unit.every_steps
+        if not at_end and self.unit.folder is not None and (stop_wanted() or (every and state.global_step % every == 0)):
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        epoch = len(self.results)
+        self.take(epoch)
+        if epoch >= self.stop_after:
+            control.should_training_stop = True
+        elif self.unit.folder is not None:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if stop_wanted():
+            raise KeyboardInterrupt
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -203,37 +309,13 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.report(state.global_step, state.max_steps)
 
 
-class _Epochs(TrainerCallback):  # type: ignore[misc]
-    """Measures and copies the weights after each epoch; ends the run at the epoch the caller asked for; reports steps."""
-
-    def __init__(
-        self, module: RankingModule, held_out: Sequence[Item], bf16: bool, stop_after: int, report: Callable[[int, int], None]
-    ) -> None:
-        self.module, self.held_out, self.bf16, self.stop_after, self.report = module, held_out, bf16, stop_after, report
-        self.results: list[EpochResult] = []
-
-    def take(self, epoch: int) -> None:
-        loss, accuracy, pairs = self.module.measure(self.held_out, bf16=self.bf16)
-        weights = {name: parameter.detach().cpu().clone() for name, parameter in self.module.trained().items()}
-        self.results.append(EpochResult(epoch, weights, loss, accuracy, pairs))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        total = state.max_steps * self.stop_after // max(1, round(args.num_train_epochs))
-        self.report(state.global_step, total)
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        epoch = len(self.results)
-        self.take(epoch)
-        if epoch >= self.stop_after:
-            control.should_training_stop = True
-
-
 def run_phase(
     module: RankingModule,
     items: Sequence[Item],
     held_out: Sequence[Item],
     settings: PhaseSettings,
     *,
+    unit: Unit | None = None,
     stop_after: int | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
 ) -> list[EpochResult]:
@@ -244,23 +326,31 @@ def run_phase(
         items: comparisons to learn from, at least one.
         held_out: comparisons to measure on after each epoch; may be empty.
         settings: the schedule is laid out for `settings.epochs`.
+        unit: where the result and the steps towards it are stored and taken up again; None stores nothing.
         stop_after: end after this many epochs of that schedule; None means all.
         report: called with (step, steps in all) after each step.
 
     Raises:
-        TrainingError: the loss is not finite, or there is nothing to learn from.
+        TrainingError: a loss or gradient is not finite, memory runs out, or there is nothing to learn from.
     """
     if not items:
         raise TrainingError("there is no comparison to learn from")
+    unit = unit or Unit()
+    stored = unit.result()
+    if stored is not None:
+        restore(module, stored[-1].weights)
+        return stored
     stop = settings.epochs if stop_after is None else stop_after
-    epochs = _Epochs(module, held_out, settings.bf16, stop, report)
+    epochs = _Epochs(module, held_out, settings.bf16, stop, unit, report)
     epochs.take(0)
-    if stop == 0:
-        return epochs.results
     # Items with the same set of labelled members come together, and within them those of like length.
     groups = {key: index for index, key in enumerate(sorted({item.members() for item in items}))}
     lengths = [groups[item.members()] * LONGEST_ROW + max(module.row_lengths(item)) for item in items]
-    _train(module, list(items), module.collate, settings, module.backbone.device, lengths, [epochs])
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # several processes would not see a signal at the same step
+    with graceful_stop(active=alone and unit.folder is not None):
+        if stop > 0:
+            _train(module, list(items), module.collate, settings, module.backbone.device, lengths, epochs, unit)
+        unit.finish(epochs.results)
     return epochs.results
 
 
@@ -276,7 +366,7 @@ def train_classifier(
     """Train a module whose forward returns {"loss": …} on `count` examples; `batch_of` makes a batch from their numbers."""
     only_these_learn(module, learning)
     device = next(module.parameters()).device
-    _train(module, list(range(count)), batch_of, settings, device, [1] * count, [_Steps(report)])
+    _train(module, list(range(count)), batch_of, settings, device, [1] * count, _Steps(report), Unit())
 
 
 def _train(
@@ -286,11 +376,12 @@ def _train(
     settings: PhaseSettings,
     device: torch.device,
     lengths: Sequence[int],
-    callbacks: list[TrainerCallback],
+    callback: TrainerCallback,
+    unit: Unit,
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="dmoerm-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dmoerm-") as scratch:
         arguments = TrainingArguments(
-            output_dir=folder,
+            output_dir=str(unit.steps_folder() or scratch),
             per_device_train_batch_size=settings.comparisons_per_batch,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             num_train_epochs=settings.epochs,
@@ -304,18 +395,35 @@ def _train(
             seed=settings.seed,
             report_to=list(settings.report_to) or "none",
             **_checkpointing(settings.gradient_checkpointing),
-            save_strategy="no",
+            save_strategy="no",  # the callback says when
             logging_strategy="epoch" if settings.report_to else "no",
             logging_nan_inf_filter=False,
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=device.type == "cuda",
+            # An expert without a label in the batch gets no gradient.
+            ddp_find_unused_parameters=True,
         )
-        trainer = _LengthGroupedTrainer(
-            lengths, model=module, args=arguments, train_dataset=examples, data_collator=collate, callbacks=callbacks
+        trainer = _PhaseTrainer(
+            lengths,
+            unit,
+            callback if isinstance(callback, _Epochs) else None,
+            model=module,
+            args=arguments,
+            train_dataset=examples,
+            data_collator=collate,
+            callbacks=[callback],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        step = unit.last_step()
+        if step is not None:
+            unit.say(f"going on from {step}")
+        try:
+            trainer.train(resume_from_checkpoint=None if step is None else str(step))
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(out_of_memory_message(module, settings, device)) from error
 
 
 def _warmup_steps(count: int, settings: PhaseSettings) -> int:
@@ -329,6 +437,24 @@ def _checkpointing(wanted: bool) -> dict[str, bool]:
     """The argument under the name this version of transformers has for it; none where it is not wanted."""
     name = "activation_checkpointing" if "activation_checkpointing" in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
     return {name: True} if wanted else {}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on a device or on the host (which has no exception of its own)."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def out_of_memory_message(module: nn.Module, settings: PhaseSettings, device: torch.device) -> str:
+    """What did not fit, and what to change."""
+    total = f" of {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB" if device.type == "cuda" else ""
+    batch = module.recent() if isinstance(module, RankingModule) else "the router's batch"
+    half = max(1, settings.comparisons_per_batch // 2)
+    return (
+        f"out of memory on {device}{total}; {batch}. The longest batch comes first, so it would not have fitted later either. "
+        f"Halve the batch at the same step size (comparisons_per_batch: {half}, gradient_accumulation_steps: "
+        f"{settings.gradient_accumulation_steps * 2}), or set training.gradient_checkpointing: true, a smaller backbone.max_length_tokens, "
+        "or a smaller experts.depth; then go on with --resume --force-resume."
+    )
 
 
 def best_epoch(folds: Sequence[Sequence[EpochResult]], *, least: int = 0) -> int:

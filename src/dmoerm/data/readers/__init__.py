@@ -2,6 +2,6 @@
 
 from dmoerm.data.readers.comparisons import FORMATS, ReadResult, read_comparisons
 from dmoerm.data.readers.native import to_native
-from dmoerm.data.readers.prompts import read_prompts
+from dmoerm.data.readers.prompts import map_prompts, read_prompts
 
-__all__ = ["FORMATS", "ReadResult", "read_comparisons", "read_prompts", "to_native"]
+__all__ = ["FORMATS", "ReadResult", "map_prompts", "read_comparisons", "read_prompts", "to_native"]

@@ -4,6 +4,7 @@ Strings are handed on byte for byte. Nothing is filled in for a field that is mi
 """
 
 import difflib
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -18,9 +19,16 @@ __all__ = [
     "check_fields",
     "explain_missing",
     "id_field",
+    "list_value",
+    "margin_field",
+    "message_texts",
     "messages_field",
     "name_field",
+    "number_value",
+    "object_value",
     "response_text",
+    "response_texts",
+    "sized_list",
     "source_of",
     "text_field",
 ]
@@ -52,7 +60,7 @@ def check_fields(data: Mapping[str, Any], required: Collection[str], optional: C
     if missing:
         raise DataError(f"{missing}.")
     absent = [name for name in optional if name not in data]
-    for key in data:
+    for key in data if absent else ():
         if key not in required and key not in optional:
             near = difflib.get_close_matches(key, absent, n=1, cutoff=0.85)
             if near:
@@ -103,7 +111,64 @@ def id_field(row: Row, path: Path) -> str:
 
 def source_of(row: Row, path: Path) -> str:
     """Path and line of a row, for messages to people."""
-    return f"{path}:{row.line}"
+    return f"{path}:{row.where}"
+
+
+def list_value(value: object, where: str) -> list[Any]:
+    """A list of anything.
+
+    Raises:
+        DataError: another type.
+    """
+    if not isinstance(value, list):
+        raise DataError(f"{where} is {json_type(value)}; expected a list.")
+    return value
+
+
+def sized_list(value: object, where: str, size: int) -> list[Any]:
+    """A list with one item a response.
+
+    Raises:
+        DataError: another type or length.
+    """
+    items = list_value(value, where)
+    if len(items) != size:
+        raise DataError(f"{where} has {len(items)} items for {size} responses; expected one a response.")
+    return items
+
+
+def object_value(value: object, where: str) -> dict[str, Any]:
+    """An object.
+
+    Raises:
+        DataError: another type.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is {json_type(value)}; expected an object.")
+    return value
+
+
+def number_value(value: object, where: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number from `low` to `high`.
+
+    Raises:
+        DataError: another type, NaN, or out of range.
+    """
+    limits = "" if math.isinf(low) else f" from {low:g} to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where} is {json_type(value)}; expected a number{limits}.")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise DataError(f"{where} is {value}; expected a number{limits}.")
+    return float(value)
+
+
+def margin_field(data: Mapping[str, Any]) -> float | None:
+    """The optional `margin` of a pair.
+
+    Raises:
+        DataError: neither a number nor null.
+    """
+    return None if data.get("margin") is None else number_value(data["margin"], '"margin"')
 
 
 def response_text(value: object, where: str) -> str:
@@ -116,6 +181,27 @@ def response_text(value: object, where: str) -> str:
     if not text.strip():
         raise DataError(f"{where} is empty; expected an assistant message.")
     return text
+
+
+def response_texts(value: object, where: str, least: int = 1) -> tuple[str, ...]:
+    """A list of responses that say something.
+
+    Raises:
+        DataError: no list, too few, or one of them is blank or no string.
+    """
+    items = list_value(value, where)
+    if len(items) < least:
+        raise DataError(f"{where} has {len(items)} items; expected at least {least}.")
+    return tuple(response_text(item, f"{where}, item {number}") for number, item in enumerate(items, 1))
+
+
+def message_texts(value: object, where: str) -> tuple[str, ...]:
+    """A list of the contents of turns, which may be empty.
+
+    Raises:
+        DataError: no list, or one of them is no string.
+    """
+    return tuple(_string(item, f"{where}, item {number}") for number, item in enumerate(list_value(value, where), 1))
 
 
 def messages_field(value: object, where: str) -> tuple[Message, ...]:

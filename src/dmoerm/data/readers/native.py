@@ -1,14 +1,13 @@
 """Our own format: any number of responses with ranks, and labels of capabilities.
 
     {"id"?, "prompt": str | [{"role", "content"}], "responses": [str | {"text", "author"?}], "ranks": [int], "category"?,
-     "capability_ranks"?: {name: [int | null]}, "labels"?: [{"capability", "preferred", "other"}]}
+     "capability_ranks"?: {name: [int | null]}, "labels"?: [{"capability", "preferred", "other"}], "margin"?: number, "subset"?: str}
 
 Rank 1 is best and ties are allowed. `capability_ranks` ranks the responses on one capability: every two responses with different ranks
 give a label, null ranks give none. `labels` says the same of single pairs by index from 0, for judgements that are no full ranking;
-`to_native` writes this form, which loses nothing.
+`to_native` writes this form, which loses nothing. `margin` is for pairs only.
 """
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,17 @@ from dmoerm.data.readers.fields import (
     category_field,
     check_fields,
     id_field,
+    list_value,
+    margin_field,
     messages_field,
     name_field,
+    object_value,
     response_text,
+    sized_list,
     source_of,
     text_field,
 )
+from dmoerm.data.readers.ratings import labels_by_rating
 from dmoerm.data.strict_json import json_type
 from dmoerm.errors import DataError
 from dmoerm.records import CapabilityLabel, Comparison
@@ -30,7 +34,7 @@ from dmoerm.records import CapabilityLabel, Comparison
 __all__ = ["OPTIONAL", "REQUIRED", "read_row", "to_native"]
 
 REQUIRED = ("prompt", "responses", "ranks")
-OPTIONAL = ("id", "category", "capability_ranks", "labels")
+OPTIONAL = ("id", "category", "capability_ranks", "labels", "margin", "subset")
 
 
 def read_row(row: Row, path: Path) -> Comparison:
@@ -42,11 +46,14 @@ def read_row(row: Row, path: Path) -> Comparison:
     data = row.data
     check_fields(data, REQUIRED, OPTIONAL)
     prompt = messages_field(data["prompt"], '"prompt"')
-    items = _list(data["responses"], '"responses"')
+    items = list_value(data["responses"], '"responses"')
     if len(items) < 2:
         raise DataError(f'"responses" has {len(items)}; expected two or more to compare.')
     responses, authors = zip(*(_response(item, f'"responses", item {number}') for number, item in enumerate(items, 1)), strict=True)
-    ranks = tuple(_rank(value, '"ranks"') for value in _sized(data["ranks"], '"ranks"', len(items)))
+    ranks = tuple(_rank(value, '"ranks"') for value in sized_list(data["ranks"], '"ranks"', len(items)))
+    margin = margin_field(data)
+    if margin is not None and len(items) > 2:
+        raise DataError(f'"margin" stands beside {len(items)} responses; expected it with two only. Remove it, or write pairs.')
     return Comparison(
         id=id_field(row, path),
         prompt=prompt,
@@ -56,6 +63,8 @@ def read_row(row: Row, path: Path) -> Comparison:
         labels=(*_ranked_labels(data.get("capability_ranks"), len(items)), *_single_labels(data.get("labels"), len(items))),
         authors=authors,
         source=source_of(row, path),
+        margin=margin,
+        subset=name_field(data, "subset"),
     )
 
 
@@ -76,6 +85,7 @@ def to_native(comparison: Comparison) -> dict[str, Any]:
         row["labels"] = [
             {"capability": label.capability, "preferred": label.preferred, "other": label.other} for label in comparison.labels
         ]
+    row |= {name: value for name, value in (("margin", comparison.margin), ("subset", comparison.subset)) if value is not None}
     return row
 
 
@@ -89,22 +99,19 @@ def _response(value: object, where: str) -> tuple[str, str | None]:
 
 
 def _ranked_labels(value: object, size: int) -> list[CapabilityLabel]:
-    labels = []
-    for capability, ranks in _mapping(value, '"capability_ranks"').items():
+    ratings: dict[str, list[int | None]] = {}
+    for capability, ranks in object_value({} if value is None else value, '"capability_ranks"').items():
         where = f'"capability_ranks", "{capability}"'
-        ranked = [None if rank is None else _rank(rank, where) for rank in _sized(ranks, where, size)]
-        for first, second in itertools.combinations(range(size), 2):
-            a, b = ranked[first], ranked[second]
-            if a is not None and b is not None and a != b:
-                labels.append(CapabilityLabel(capability, *((first, second) if a < b else (second, first))))
-    return labels
+        # The best rank is the smallest number, the best rating the largest.
+        ratings[capability] = [None if rank is None else -_rank(rank, where) for rank in sized_list(ranks, where, size)]
+    return labels_by_rating(ratings)
 
 
 def _single_labels(value: object, size: int) -> list[CapabilityLabel]:
     labels = []
-    for number, item in enumerate(_list([] if value is None else value, '"labels"'), 1):
+    for number, item in enumerate(list_value([] if value is None else value, '"labels"'), 1):
         where = f'"labels", item {number}'
-        data = _mapping(item, where)
+        data = object_value(item, where)
         check_fields(data, ("capability", "preferred", "other"))
         preferred, other = (_index(data[name], f'"{name}" of {where}', size) for name in ("preferred", "other"))
         if preferred == other:
@@ -122,25 +129,4 @@ def _rank(value: object, where: str) -> int:
 def _index(value: object, where: str, size: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < size:
         raise DataError(f"{where} is {value!r}; expected the number of a response, 0 to {size - 1}.")
-    return value
-
-
-def _list(value: object, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{where} is {json_type(value)}; expected a list.")
-    return value
-
-
-def _sized(value: object, where: str, size: int) -> list[Any]:
-    items = _list(value, where)
-    if len(items) != size:
-        raise DataError(f"{where} has {len(items)} items for {size} responses; expected one a response.")
-    return items
-
-
-def _mapping(value: object, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise DataError(f"{where} is {json_type(value)}; expected an object.")
     return value

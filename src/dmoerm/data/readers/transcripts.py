@@ -4,7 +4,6 @@ Both transcripts of a row share the conversation up to the last "\n\nAssistant:"
 responses. One space after a marker belongs to the marker; everything else stays as it is.
 """
 
-import itertools
 import re
 
 from dmoerm.data.readers.fields import response_text
@@ -23,8 +22,7 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[tuple[Message, ...], 
     Raises:
         DataError: there is no common "Assistant:" turn, the text does not begin with a turn, or the two differ before the last turn.
     """
-    same = itertools.takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False))
-    shared = chosen[: sum(1 for _ in same)]
+    shared = chosen[: _common_length(chosen, rejected)]
     end = shared.rfind(_REPLY)
     if end < 0:
         raise DataError(
@@ -33,6 +31,15 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[tuple[Message, ...], 
         )
     start = end + len(_REPLY)
     return _conversation(shared[:end]), _reply(chosen[start:], '"chosen"'), _reply(rejected[start:], '"rejected"')
+
+
+def _common_length(first: str, second: str) -> int:
+    # Halving compares slices, which is far quicker than going through the characters.
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[low:middle] == second[low:middle] else (low, middle - 1)
+    return low
 
 
 def _reply(text: str, where: str) -> str:

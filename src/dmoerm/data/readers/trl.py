@@ -3,7 +3,9 @@ r"""TRL preference rows, explicit and implicit prompt, strings and message lists
     {"prompt": str | [msg], "chosen": str | [msg], "rejected": str | [msg]}       explicit
     {"chosen": [msg], "rejected": [msg]}                                          implicit: the leading messages are the prompt
     {"chosen": "\n\nHuman: …\n\nAssistant: …", "rejected": …}                    implicit, as transcripts (see transcripts.py)
-    optional: id, category, chosen_model, rejected_model; `margin` and all other columns are ignored
+    optional: id, category, chosen_model, rejected_model, margin (a number); all other columns are ignored
+
+The defaults of OpenRLHF (`chosen`, `rejected`, `prompt`, `margin`) and the generic rows of RewardBench are the same.
 
 Two plain texts without a prompt do not say where the prompt ends (responses may begin alike), so they are refused.
 """
@@ -15,6 +17,7 @@ from dmoerm.data.readers.fields import (
     category_field,
     check_fields,
     id_field,
+    margin_field,
     messages_field,
     name_field,
     response_text,
@@ -25,10 +28,10 @@ from dmoerm.data.strict_json import json_type
 from dmoerm.errors import DataError
 from dmoerm.records import Comparison, Message
 
-__all__ = ["OPTIONAL", "REQUIRED", "read_row"]
+__all__ = ["OPTIONAL", "REQUIRED", "read_row", "split_conversations"]
 
 REQUIRED = ("chosen", "rejected")
-OPTIONAL = ("prompt", "id", "category", "chosen_model", "rejected_model")
+OPTIONAL = ("prompt", "id", "category", "chosen_model", "rejected_model", "margin")
 
 Split = tuple[tuple[Message, ...], str, str]
 
@@ -55,6 +58,7 @@ def read_row(row: Row, path: Path) -> Comparison:
         category=category_field(data),
         authors=(name_field(data, "chosen_model"), name_field(data, "rejected_model")),
         source=source_of(row, path),
+        margin=margin_field(data),
     )
 
 
@@ -77,7 +81,16 @@ def _implicit(chosen: object, rejected: object) -> Split:
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
         kinds = f'"chosen" is {json_type(chosen)}, "rejected" is {json_type(rejected)}'
         raise DataError(f"{kinds}; expected two strings or two lists of messages.")
-    first, second = messages_field(chosen, '"chosen"'), messages_field(rejected, '"rejected"')
+    return split_conversations(chosen, rejected, ('"chosen"', '"rejected"'))
+
+
+def split_conversations(chosen: object, rejected: object, where: tuple[str, str]) -> Split:
+    """The common conversation of two lists of messages and the two replies to it.
+
+    Raises:
+        DataError: they share not all messages but the last, or the last is not the assistant's.
+    """
+    first, second = messages_field(chosen, where[0]), messages_field(rejected, where[1])
     if len(first) < 2 or first[:-1] != second[:-1]:
-        raise DataError('"chosen" and "rejected" do not share all messages but the last; expected one prompt and two replies to it.')
-    return first[:-1], _reply(chosen, '"chosen"', first[:-1]), _reply(rejected, '"rejected"', first[:-1])
+        raise DataError(f"{where[0]} and {where[1]} do not share all messages but the last; expected one prompt and two replies to it.")
+    return first[:-1], _reply(chosen, where[0], first[:-1]), _reply(rejected, where[1], first[:-1])
