@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,7 @@ from dmoerm.data.doctor.labels import halo, judge_against_people, label_counts, 
 from dmoerm.data.doctor.length import length_bias
 from dmoerm.data.doctor.near import near_duplicate_groups, normalised, similarity
 from dmoerm.data.doctor.orders import order_consistency
-from dmoerm.data.doctor.refused import blank_responses, refused_rows
+from dmoerm.data.doctor.refused import blank_responses, left_out_rows, refused_rows
 from dmoerm.data.doctor.repeats import (
     contradictions,
     identical_responses,
@@ -37,6 +39,7 @@ from dmoerm.data.splits import split_of
 from dmoerm.errors import DataError
 from dmoerm.recipe import load_recipe
 from dmoerm.records import Message
+from dmoerm.taxonomy import paper_taxonomy
 
 WORDS = "river stone garden city house road book tree paper glass window water cloud field bread".split()
 
@@ -289,6 +292,15 @@ def test_refused_rows_are_counted_by_reason_and_empty_responses_apart(look):
     twice = look(refused_rows, [trl(1), trl(1), trl(2), trl(2)])["refused_rows"]
     assert [row[1] for row in twice.table.rows] == [2]  # one reason, whatever the id and the line
     assert look(refused_rows, [trl(1)])["refused_rows"].severity == "fine"
+
+
+def test_rows_without_a_comparison_are_a_note_by_reason(look):
+    ratings = {"helpfulness": 4, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 1}
+    rows = [{"prompt": prompt, "response": "text", **ratings} for prompt in ("a", "a", "alone")]
+    found = look(left_out_rows, rows)["left_out_rows"]
+    assert (found.severity, found.count, found.total) == ("note", 1, 3)
+    assert found.table.rows == (("no other response to the same prompt beside it", 1),)
+    assert look(left_out_rows, [trl(1)]) == {}
 
 
 def test_responses_without_a_letter_are_a_warning(look):
@@ -777,6 +789,27 @@ def test_a_recipe_gives_its_own_thresholds_split_and_roles(write, tmp_path):
     assert "The full report: dmoerm check c.jsonl" in brief_text(report, "dmoerm check c.jsonl")
 
 
+def test_a_recipe_names_formats_aspects_and_categories_as_training_does(write, tmp_path):
+    category = paper_taxonomy().categories[0]
+    capability = category.capability_names[0]
+    write([labelled(n, category=category.chinese, honesty=1) for n in range(3)], "comparisons.jsonl")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: {comparisons: [comparisons.jsonl], formats: {comparisons.jsonl: native}, aspects: {honesty: " + capability + "}}\n", "utf-8"
+    )
+    report = examine_recipe(load_recipe(recipe))
+    assert report.finding("labels").table.rows[0][0] == f"{category.name}/{capability}"
+
+
+@pytest.mark.parametrize("fixture", sorted((Path(__file__).parent / "fixtures" / "formats").glob("*.jsonl")), ids=lambda path: path.stem)
+def test_files_of_every_format_are_read_and_their_places_name_the_row(fixture):
+    report = examine([fixture])
+    assert report.comparisons > 0
+    assert report.files[0].format == fixture.stem
+    places = [place for finding in report.findings for place in finding.examples]
+    assert all(re.match(rf"{re.escape(fixture.name)}:\d+", place) for place in places)
+
+
 def test_folds_of_the_doctor_do_not_follow_the_split(write):
     # The sample and its folds are taken from the prompt's hash itself, the split from a hash of it: neither tells the other.
     corpus = read_corpus([(write([trl(n) for n in range(400)]), TRAIN)])
@@ -824,6 +857,7 @@ def test_check_json_holds_every_finding_with_its_figures(write, capsys):
     [
         (("recipe.yaml", "train.jsonl"), "a recipe is checked by itself"),
         (("recipe.yaml", "--test", "train.jsonl"), "a recipe is checked by itself"),
+        (("recipe.yaml", "--format", "trl"), "the recipe names formats in data.formats"),
         (("train.jsonl", "--set", "seed=1"), "--set changes a value of a recipe, and none was given"),
     ],
 )

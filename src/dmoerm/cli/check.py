@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test", metavar="FILE", type=Path, nargs="+", default=[], help="files with preferences to test on; beside files, not a recipe"
     )
+    parser.add_argument("--format", help="a name of docs/data.md for all files, for example trl; default: by the keys of the rows of each")
     parser.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     recipes = [path for path in args.paths if path.suffix.lower() in (".yaml", ".yml")]
     if recipes and (len(args.paths) > 1 or args.test):
         raise ConfigError(f"{recipes[0]}: a recipe is checked by itself; its files stand in it. Give one recipe, or files only.")
+    if recipes and args.format:
+        raise ConfigError("--format is for files; the recipe names formats in data.formats. Leave --format out.")
     if args.set and not recipes:
         raise ConfigError("--set changes a value of a recipe, and none was given. Name a recipe (.yaml), or leave --set out.")
     report = _check_recipe(args) if recipes else _check_files(args)
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_files(args: argparse.Namespace) -> "DoctorReport":
     from dmoerm.data.doctor import examine
 
-    report = examine(args.paths, args.test)
+    report = examine(args.paths, args.test, format=args.format or "auto")
     if args.json:
         print_json(report.as_dict())
     else:

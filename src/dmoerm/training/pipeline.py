@@ -365,6 +365,11 @@ def _metrics(results: dict[str, InnerResult], router: dict[str, Any], prepared: 
     return {
         "router": router,
         "categories": {name: result.metrics for name, result in results.items()},
-        "rendering": {"kept": counts.kept, "truncated_prompt": counts.truncated_prompt, "truncated_response": counts.truncated_response},
+        "rendering": {
+            "kept": counts.kept,
+            "truncated_prompt": counts.truncated_prompt,
+            "truncated_response": counts.truncated_response,
+            "dropped": dict(counts.dropped),
+        },
         "labels": dict(Counter(label.capability for c in prepared.labelled for label in c.labels)),
     }

@@ -7,7 +7,7 @@ P strictly ranked pairs.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from dmoerm.data.doctor.finding import FileSummary
 from dmoerm.data.jsonl import read_rows
-from dmoerm.data.readers import read_comparisons
+from dmoerm.data.readers import ReadResult, read_comparisons
 from dmoerm.recipe import BackboneOptions, DataOptions, ExpertOptions, Recipe, TaskModelOptions
 from dmoerm.records import Comparison, prompt_hash
 
-__all__ = ["LABELS", "TEST", "TRAIN", "Context", "Corpus", "Pairs", "RefusedRow", "read_corpus"]
+__all__ = ["LABELS", "TEST", "TRAIN", "Context", "Corpus", "Pairs", "RefusedRow", "read_corpus", "skipping"]
 
 TRAIN, TEST, LABELS = "train", "test", "labels"
 """Roles of files: learnt from, tested on, and learnt from but for the ranks (`data.labels` of a recipe)."""
@@ -156,8 +156,20 @@ class Corpus:
         return sorted(ordered[: int(np.searchsorted(np.cumsum(pairs_of[ordered]), limit)) + 1])
 
 
-def read_corpus(files: Sequence[tuple[Path, str]], context: Context | None = None) -> Corpus:
+def skipping(path: Path, rejected_dir: str, format: str = "auto") -> ReadResult:
+    """Read a file without stopping at bad rows, which are written to a folder."""
+    return read_comparisons(path, format, bad_rows="skip", rejected_dir=rejected_dir)
+
+
+def read_corpus(
+    files: Sequence[tuple[Path, str]], context: Context | None = None, read: Callable[[Path, str], ReadResult] = skipping
+) -> Corpus:
     """Read files, each with its role. A bad row is noted; a file that is none of ours stops.
+
+    Args:
+        files: paths and roles.
+        context: what they will be used for; None takes the defaults of a recipe.
+        read: reads a file, skips bad rows and writes them to the folder that it is given.
 
     Raises:
         DataError: a file that cannot be read, or that fits no known format.
@@ -167,11 +179,12 @@ def read_corpus(files: Sequence[tuple[Path, str]], context: Context | None = Non
     for path, role in files:
         name = path.name if last_parts[path.name] == 1 else str(path)
         with tempfile.TemporaryDirectory(prefix="dmoerm-check-") as folder:
-            result = read_comparisons(path, bad_rows="skip", rejected_dir=folder)
+            result = read(path, folder)
             if result.rejected_path is not None:
                 corpus.refused += [RefusedRow(f"{name}:{row.data['line']}", row.data["reason"]) for row in read_rows(result.rejected_path)]
         tied = sum(not comparison.has_preference for comparison in result.comparisons)
         corpus.file_of += [len(corpus.files)] * len(result.comparisons)
         corpus.comparisons += result.comparisons
-        corpus.files.append(FileSummary(str(path), name, role, result.format, result.rows, len(result.comparisons), tied, result.rejected))
+        counts = (result.rows, len(result.comparisons), tied, result.rejected)
+        corpus.files.append(FileSummary(str(path), name, role, result.format, *counts, dict(result.left_out)))
     return corpus

@@ -1,6 +1,6 @@
 """What the doctor says: findings with a severity, and the report that holds them. Nothing is computed here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -69,6 +69,8 @@ class NotChecked:
 class FileSummary:
     """One file: `used` comparisons of `rows` rows; `tied` of them have no preference, `refused` rows could not be read.
 
+    `left_out` counts, by reason, the rows that can be read but hold no comparison.
+
     `name` is how places name it: the last part of the path, or all of it where two files have the same.
     """
 
@@ -80,6 +82,7 @@ class FileSummary:
     used: int
     tied: int
     refused: int
+    left_out: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

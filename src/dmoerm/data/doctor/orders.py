@@ -13,7 +13,8 @@ from dmoerm.data.doctor.corpus import Corpus
 from dmoerm.data.doctor.finding import Cell, Finding, NotChecked, Table, first_places
 from dmoerm.data.doctor.share import share_of
 from dmoerm.data.doctor.wording import part, share_text
-from dmoerm.data.jsonl import Row, scan_rows
+from dmoerm.data.files import scan_file
+from dmoerm.data.jsonl import Row
 from dmoerm.records import OVERALL
 
 __all__ = ["order_consistency"]
@@ -92,9 +93,9 @@ def _finding(
 
 
 def _judged_rows(path: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for row in scan_rows(Path(path)):
+    for row in scan_file(Path(path)):
         if isinstance(row, Row) and isinstance(row.data.get("judgements"), list):
-            yield f"{path}:{row.line}", row.data["judgements"]
+            yield f"{path}:{row.where}", row.data["judgements"]
 
 
 def _verdicts(judgement: dict[str, Any]) -> dict[str, int]:

@@ -1,14 +1,14 @@
 """Rows that the reader refuses, by reason, and responses that hardly say anything."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from dmoerm.data.doctor.corpus import Corpus
 from dmoerm.data.doctor.finding import Finding, Table, first_places
 from dmoerm.data.doctor.wording import counted, part
 
-__all__ = ["blank_responses", "refused_rows"]
+__all__ = ["blank_responses", "left_out_rows", "refused_rows"]
 
 _MOST_REASONS = 8
 _QUOTED_VALUE = re.compile(r"'(?:[^'\\]|\\.)*'")
@@ -39,6 +39,23 @@ def refused_rows(corpus: Corpus) -> Iterator[Finding]:
         examples=first_places(f"{row.place}: {row.reason}" for row in corpus.refused),
         table=Table(("reason", "rows"), tuple((reason, len(places)) for reason, places in ordered[:_MOST_REASONS])),
     )
+
+
+def left_out_rows(corpus: Corpus) -> Iterator[Finding]:
+    """Rows that can be read but hold no comparison, such as a prompt with one response."""
+    reasons = sum((Counter(file.left_out) for file in corpus.files), Counter[str]())
+    if reasons:
+        total = sum(file.rows for file in corpus.files)
+        yield Finding(
+            "left_out_rows",
+            "Rows without a comparison",
+            "note",
+            f"{part(reasons.total(), total, 'row')} hold nothing to compare",
+            "Nothing, if you know them; else see how the format is read (docs/data.md).",
+            reasons.total(),
+            total,
+            table=Table(("reason", "rows"), tuple(reasons.most_common(_MOST_REASONS))),
+        )
 
 
 def _pattern(reason: str) -> str:

@@ -17,7 +17,7 @@ MANY_TIES = 0.3
 """Share of tied comparisons from which it is worth a warning."""
 POSITION_BIAS = 0.05
 """Distance from one half at which the place in the row tells who wins."""
-NUMBERED = ("pairs",)
+NUMBERED = ("pairs", "arena", "helpsteer2_preference", "helpsteer3", "judge_bench")
 """Formats that number the responses, so that a preference can be for either; the others list the winner first as they like."""
 ENOUGH_PAIRS = 20
 """Pairs below which a share says too little."""
