@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dmoerm.data.rendering import RenderCounts, Rendered, Renderer, collate, count_rendered
+from dmoerm.data.rendering import RenderCounts, Rendered, Renderer, collate, count_rendered, drop_reason
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.records import Message
 
@@ -267,9 +267,29 @@ def test_a_tokenizer_without_an_end_and_an_impossible_budget_are_refused():
 def test_counts_tell_kept_cut_and_dropped_apart_and_add_up():
     renderer = Renderer(word_tokenizer(), 13)
     first = count_rendered(renderer.render(user("0 1 2 3 4 5 6 7 8 9"), ["a b c d e f g", "a"]))
-    second = count_rendered(renderer.render(user("0"), ["a"]), dropped_empty=1)
-    assert first == RenderCounts(kept=2, truncated_prompt=2, truncated_response=1, dropped_empty=0)
-    assert first + second == RenderCounts(kept=3, truncated_prompt=2, truncated_response=1, dropped_empty=1)
+    second = count_rendered(renderer.render(user("0"), ["a"]), {"Response N of N is empty": 1})
+    assert first == RenderCounts(kept=2, truncated_prompt=2, truncated_response=1)
+    both = first + second + count_rendered([], {"Response N of N is empty": 3, "The prompt has no message": 4})
+    assert both == RenderCounts(3, 2, 1, {"Response N of N is empty": 4, "The prompt has no message": 4})
+    assert both.as_table().splitlines() == [
+        "kept                         3",
+        "  prompt cut                 2",
+        "  response cut               1",
+        "dropped                      8",
+        "  Response N of N is empty   4",
+        "  The prompt has no message  4",
+    ]
+
+
+@pytest.mark.faults("F06")
+def test_reasons_for_dropping_are_the_same_for_rows_with_the_same_fault():
+    renderer = Renderer(word_tokenizer(), 50)
+    reasons = set()
+    for responses in (["", "a"], ["a", "b", " "]):
+        with pytest.raises(DataError) as refused:
+            renderer.render(user("a"), responses)
+        reasons.add(drop_reason(refused.value))
+    assert reasons == {"Response N of N is empty"}
 
 
 def test_the_fingerprint_changes_with_everything_that_changes_ids_and_with_nothing_else(tmp_path):

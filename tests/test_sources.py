@@ -185,7 +185,8 @@ def test_what_cannot_be_rendered_is_counted_up_to_the_limit_and_stops_the_run_ab
     import io
 
     from dmoerm.errors import TrainingError
-    from dmoerm.training.pipeline import prepare
+    from dmoerm.training.checkpoints import RunState
+    from dmoerm.training.pipeline import load_backbone, prepare
     from dmoerm.training.progress import RunLog
 
     rows = [{"prompt": f"say {number}", "responses": ["good " * 40, "bad"], "ranks": [1, 2]} for number in range(20)]
@@ -195,8 +196,17 @@ def test_what_cannot_be_rendered_is_counted_up_to_the_limit_and_stops_the_run_ab
     # Readers refuse an empty response; one built in Python, or one that the tokenizer swallows, is met here.
     blank = [dataclasses.replace(comparison, responses=("good", " ")) for comparison in whole[:2]]
     said = io.StringIO()
-    prepared = prepare([blank[0], *whole[1:]], [], made, RunLog(None, stream=said))
+    loaded, renderer = load_backbone(made)
+    parts = {"backbone": loaded, "renderer": renderer, "state": RunState(None)}
+    prepared = prepare([blank[0], *whole[1:]], [], made, RunLog(None, stream=said), **parts)
     assert len(prepared.comparisons) == 19
-    assert "rendered 38 responses; cut: 0 prompts, 19 responses; dropped: 2" in said.getvalue()
-    with pytest.raises(TrainingError, match=r"2 of 20 comparisons have an empty response .*data\.max_drop_fraction \(0\.05\)"):
-        prepare([*blank, *whole[2:]], [], made, RunLog(None, quiet=True))
+    assert [line.split() for line in said.getvalue().splitlines()[1:]] == [
+        ["kept", "38"],
+        ["prompt", "cut", "0"],
+        ["response", "cut", "19"],
+        ["dropped", "2"],
+        [*"Response N of N is empty".split(), "2"],
+    ]
+    message = r"2 of 20 comparisons cannot be rendered, more than data\.max_drop_fraction \(0\.05\)(.|\n)*Response N of N is empty +4"
+    with pytest.raises(TrainingError, match=message):
+        prepare([*blank, *whole[2:]], [], made, RunLog(None, quiet=True), **parts)

@@ -25,7 +25,7 @@ DONE, FAILED, USAGE, PARTLY_DONE, PAUSED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 VERBS: dict[str, tuple[str, str]] = {
     "quickstart": ("dmoerm.cli.quickstart", "train, evaluate and explain a model on the bundled sample"),
     "init": ("dmoerm.cli.init", "write a commented recipe and taxonomy to start from"),
-    "check": ("dmoerm.cli.check", "validate a recipe with its data and show the plan"),
+    "check": ("dmoerm.cli.check", "look for what is wrong with preference files, or show the plan of a recipe"),
     "train": ("dmoerm.cli.train", "train router, task models, experts and aggregators"),
     "evaluate": ("dmoerm.cli.evaluate", "measure agreement with preferences, with intervals and baselines"),
     "score": ("dmoerm.cli.score", "give every response of a file its reward"),

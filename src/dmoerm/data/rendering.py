@@ -21,8 +21,10 @@ longest of the responses given together, a prompt that is cut may be cut otherwi
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dmoerm.data.frames import Frame, build_frame, frame_kind, template_text
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["RULES_VERSION", "RenderCounts", "Rendered", "Renderer", "collate", "count_rendered"]
+__all__ = ["RULES_VERSION", "RenderCounts", "Rendered", "Renderer", "collate", "count_rendered", "drop_reason"]
 
 RULES_VERSION = 1
 """Raised with every change that can change ids: a saved model refuses other rules than its own."""
@@ -62,31 +64,51 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class RenderCounts:
-    """What became of the responses: `kept` were rendered, some of them cut; `dropped_empty` said nothing and were left out."""
+    """What became of the responses.
+
+    Attributes:
+        kept: rendered, some of them cut.
+        truncated_prompt: of those, how many have a cut prompt.
+        truncated_response: of those, how many are cut themselves.
+        dropped: left out, by reason.
+    """
 
     kept: int = 0
     truncated_prompt: int = 0
     truncated_response: int = 0
-    dropped_empty: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "RenderCounts") -> "RenderCounts":
         return RenderCounts(
             self.kept + other.kept,
             self.truncated_prompt + other.truncated_prompt,
             self.truncated_response + other.truncated_response,
-            self.dropped_empty + other.dropped_empty,
+            dict(Counter(self.dropped) + Counter(other.dropped)),
         )
 
+    def as_table(self) -> str:
+        """One line a fate, most frequent reason first."""
+        fates = {"kept": self.kept, "  prompt cut": self.truncated_prompt, "  response cut": self.truncated_response}
+        fates["dropped"] = sum(self.dropped.values())
+        fates.update({f"  {reason}": count for reason, count in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))})
+        name_width, count_width = max(map(len, fates)), max(len(f"{count:,}") for count in fates.values())
+        return "\n".join(f"{name:<{name_width}}  {count:>{count_width},}" for name, count in fates.items())
 
-def count_rendered(rendered: Iterable[Rendered], dropped_empty: int = 0) -> RenderCounts:
-    """Count what was kept and cut; `dropped_empty` is what the caller left out after `Renderer.render` refused it."""
+
+def count_rendered(rendered: Iterable[Rendered], dropped: Mapping[str, int] | None = None) -> RenderCounts:
+    """Count what was kept and cut; `dropped` is what the caller left out after `Renderer.render` refused it, see `drop_reason`."""
     items = list(rendered)
     return RenderCounts(
         kept=len(items),
         truncated_prompt=sum(item.truncated_prompt for item in items),
         truncated_response=sum(item.truncated_response for item in items),
-        dropped_empty=dropped_empty,
+        dropped=dict(dropped or {}),
     )
+
+
+def drop_reason(error: DataError) -> str:
+    """Why a comparison cannot be rendered, in words that are the same for every such row."""
+    return re.sub(r"\d+", "N", re.split(r"[.;:] ", str(error), maxsplit=1)[0]).rstrip(".")
 
 
 class Renderer:

@@ -6,7 +6,7 @@ names of capabilities from `data.aspects`, without any judge. Nothing is shuffle
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +21,7 @@ from dmoerm.records import CapabilityLabel, Comparison, Message, prompt_hash
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.validation import did_you_mean
 
-__all__ = ["RunData", "load_run_data"]
+__all__ = ["RunData", "known_category", "load_run_data", "with_aspects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,22 +170,30 @@ class _Files:
         return replace(comparison, category=name)
 
     def _known_category(self, given: str) -> str | None:
-        """The category of that name, or of that Chinese name."""
-        return next((category.name for category in self.taxonomy.categories if given in (category.name, category.chinese)), None)
+        return known_category(self.taxonomy, given)
 
     def _refuse_category(self, where: str, given: str) -> NoReturn:
         near = did_you_mean(given, self.taxonomy.category_names)
         raise DataError(f'{where}: category "{given}" is not in the taxonomy{near}. Fix the row or the taxonomy.')
 
     def _renamed(self, comparison: Comparison) -> Comparison:
-        aspects = self.recipe.data.aspects
         self.aspects.update(label.capability for label in comparison.labels)
-        if not aspects or not comparison.labels:
-            return comparison
-        named = ((aspects.get(label.capability, label.capability), label) for label in comparison.labels)
-        labels = dict.fromkeys(replace(label, capability=name) for name, label in named if name is not None)
-        # Two aspects that count to one capability say nothing where they disagree.
-        return replace(comparison, labels=tuple(label for label in labels if _opposite(label) not in labels))
+        return with_aspects(comparison, self.recipe.data.aspects)
+
+
+def known_category(taxonomy: Taxonomy, given: str) -> str | None:
+    """The category of that name, or of that Chinese name; None where there is none."""
+    return next((category.name for category in taxonomy.categories if given in (category.name, category.chinese)), None)
+
+
+def with_aspects(comparison: Comparison, aspects: Mapping[str, str | None]) -> Comparison:
+    """The comparison with its labels under the names of capabilities, as `data.aspects` of a recipe maps them."""
+    if not aspects or not comparison.labels:
+        return comparison
+    named = ((aspects.get(label.capability, label.capability), label) for label in comparison.labels)
+    labels = dict.fromkeys(replace(label, capability=name) for name, label in named if name is not None)
+    # Two aspects that count to one capability say nothing where they disagree.
+    return replace(comparison, labels=tuple(label for label in labels if _opposite(label) not in labels))
 
 
 def _opposite(label: CapabilityLabel) -> CapabilityLabel:

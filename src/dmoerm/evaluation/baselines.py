@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dmoerm.data.pairwise_logistic import fit_differences
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.pair_table import Scored
 from dmoerm.records import Comparison, prompt_hash
@@ -93,7 +94,7 @@ class LongerResponse:
         pairs = _training_pairs(comparisons)
         lengths = [[len(response) / 1000.0 for response in comparison.responses] for comparison in comparisons]
         difference_P1 = np.array([[lengths[number][chosen] - lengths[number][rejected]] for number, chosen, rejected in pairs])
-        weight = float(_fit_differences(difference_P1, _pair_weights(pairs), strength=1.0)[0])
+        weight = float(fit_differences(difference_P1, _pair_weights(pairs), strength=1.0)[0])
         self.weight_per_thousand_characters = max(weight, self.smallest_weight)
         return self
 
@@ -138,7 +139,7 @@ class BagOfWords:
         difference_PV = vectors[chosen] - vectors[rejected]
         weight_P = _pair_weights(pairs)
         self.strength = self._choose_strength(difference_PV, weight_P, [prompt_hash(comparisons[number].prompt) for number, _, _ in pairs])
-        self._coefficients_V = _fit_differences(difference_PV, weight_P, self.strength)
+        self._coefficients_V = fit_differences(difference_PV, weight_P, self.strength)
         self._vectorizer = vectorizer
         return self
 
@@ -269,26 +270,7 @@ def _authors(comparison: Comparison) -> tuple[str | None, ...]:
     return comparison.authors or (None,) * len(comparison.responses)
 
 
-def _fit_differences(difference_PV: Any, weight_P: FloatArray, strength: float) -> FloatArray:
-    """Bradley–Terry with linear rewards, which is logistic regression without intercept on chosen − rejected.
-
-    Every other pair is turned round, since the solver wants both outcomes; without an intercept this leaves the loss as it is.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    n_pairs = len(weight_P)
-    if n_pairs == 1:
-        # The turned-round twin at half weight is the same loss, and gives the solver its second outcome.
-        difference_PV, weight_P, n_pairs = difference_PV[[0, 0]], np.repeat(weight_P / 2.0, 2), 2
-    outcome_P = np.arange(n_pairs) % 2
-    sign_P = 2.0 * outcome_P - 1.0
-    turned_PV = difference_PV.multiply(sign_P[:, None]).tocsr() if hasattr(difference_PV, "multiply") else difference_PV * sign_P[:, None]
-    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=5000)
-    model.fit(turned_PV, outcome_P, sample_weight=weight_P)
-    return np.asarray(model.coef_[0], dtype=np.float64)
-
-
 def _held_out_loss(difference_PV: Any, weight_P: FloatArray, fold: tuple[Any, Any], strength: float) -> float:
     train, held_out = fold
-    margin_P = difference_PV[held_out] @ _fit_differences(difference_PV[train], weight_P[train], strength)
+    margin_P = difference_PV[held_out] @ fit_differences(difference_PV[train], weight_P[train], strength)
     return float((weight_P[held_out] * np.logaddexp(0.0, -margin_P)).sum())

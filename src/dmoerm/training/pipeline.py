@@ -203,14 +203,10 @@ def prepare(
     dropped = len(comparisons) + len(labelled) - len(ranked) - len(labels)
     if dropped > recipe.data.max_drop_fraction * (len(comparisons) + len(labelled)):
         raise TrainingError(
-            f"{dropped} of {len(comparisons) + len(labelled)} comparisons have an empty response or a prompt that cannot be rendered, "
-            f"more than data.max_drop_fraction ({recipe.data.max_drop_fraction:g}). Fix them, or raise that limit."
+            f"{dropped} of {len(comparisons) + len(labelled)} comparisons cannot be rendered, more than data.max_drop_fraction "
+            f"({recipe.data.max_drop_fraction:g}). Fix them, or raise that limit. What became of the responses:\n{rows.counts.as_table()}"
         )
-    counts = rows.counts
-    log.say(
-        f"rendered {counts.kept} responses; cut: {counts.truncated_prompt} prompts, {counts.truncated_response} responses; "
-        f"dropped: {counts.dropped_empty}"
-    )
+    log.say(f"responses as the model reads them\n{rows.counts.as_table()}")
     bf16 = use_bf16(recipe, backbone.device)
     numbers = sorted({row for c in [*ranked, *labels] for row in rows.of_comparison[c.id]})
     states = None
@@ -371,6 +367,11 @@ def _metrics(results: dict[str, InnerResult], router: dict[str, Any], prepared: 
     return {
         "router": router,
         "categories": {name: result.metrics for name, result in results.items()},
-        "rendering": {"kept": counts.kept, "truncated_prompt": counts.truncated_prompt, "truncated_response": counts.truncated_response},
+        "rendering": {
+            "kept": counts.kept,
+            "truncated_prompt": counts.truncated_prompt,
+            "truncated_response": counts.truncated_response,
+            "dropped": dict(counts.dropped),
+        },
         "labels": dict(Counter(label.capability for c in prepared.labelled for label in c.labels)),
     }

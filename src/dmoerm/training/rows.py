@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dmoerm.data.rendering import RenderCounts, Rendered, Renderer, collate, count_rendered
+from dmoerm.data.rendering import RenderCounts, Rendered, Renderer, collate, count_rendered, drop_reason
 from dmoerm.errors import DataError
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.batching import token_batches
@@ -31,14 +31,14 @@ class Rows:
     counts: RenderCounts = field(default_factory=RenderCounts)
 
     def add(self, comparisons: Sequence[Comparison], renderer: Renderer) -> list[Comparison]:
-        """Render comparisons that are not known yet; returns those that can be used (a comparison with an empty response cannot)."""
+        """Render comparisons that are not known yet; returns those that can be used; the others are counted with the reason."""
         usable = []
         for comparison in comparisons:
             if comparison.id not in self.of_comparison:
                 try:
                     rendered = renderer.render(comparison.prompt, comparison.responses)
-                except DataError:
-                    self.counts += count_rendered([], dropped_empty=len(comparison.responses))
+                except DataError as error:
+                    self.counts += count_rendered([], {drop_reason(error): len(comparison.responses)})
                     continue
                 self.counts += count_rendered(rendered)
                 first = len(self.rendered)
