@@ -42,6 +42,7 @@ from dmoerm.modeling.router import Router
 from dmoerm.recipe import DataOptions, Recipe, recipe_hash
 from dmoerm.records import OVERALL, CapabilityLabel, Comparison, prompt_hash
 from dmoerm.taxonomy import GENERAL, paper_taxonomy
+from dmoerm.training.checkpoints import RunState, content_key
 from dmoerm.training.inner import InnerPlan, InnerResult, Workspace, train_inner
 from dmoerm.training.phase1 import task_items, task_vectors, train_task_model
 from dmoerm.training.pipeline import Prepared, inner_plan, load_backbone
@@ -119,8 +120,10 @@ def base_workspace(folder: Path, recipe: Recipe, work: Path) -> Prepared:
     numbers = sorted({r for c in with_folds(folder / "alpaca_eval_pairs.jsonl.gz") for r in rows.of_comparison[c[0].id]})
     numbers = sorted({*numbers, *(r for c in with_folds(folder / "capability_judgements.jsonl.gz") for r in rows.of_comparison[c[0].id])})
     vectors = task_vectors(backbone, rows, numbers, task=None, states=states, bf16=False)
-    log = RunLog(work, quiet=False)
-    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, False, log), [], [])
+    log = RunLog(work, quiet=False, append=True)
+    # Phases are kept by what they depend on, so the control takes over the task models of the experts, and a killed run goes on.
+    state, key = RunState(work, say=log.say), content_key(backbone.fingerprint(), recipe.training.sampled_positions)
+    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, False, log, state, key), [], [])
 
 
 def as_control(judged: Sequence[Comparison]) -> list[Comparison]:

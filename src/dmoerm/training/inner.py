@@ -26,6 +26,9 @@ from dmoerm.training.progress import RunLog
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
 from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, best_epoch, restore
 
+STATISTICS_COMPARISONS = 512
+"""Comparisons over which the kept experts are standardised: more would move a mean by less than a twentieth of a standard deviation."""
+
 __all__ = ["InnerPlan", "InnerResult", "Workspace", "train_inner"]
 
 
@@ -183,7 +186,7 @@ class _Side:
         self._load(final, task_epoch, expert_epoch)
         inner = self._inner(final, task_epoch, expert_epoch)
         report = self._phase3(inner, pieces, {c.id: used.index(fold_of[c.id]) for c in comparisons if c.has_preference})
-        vectors = self._vectors(final.backbone, [c for c in comparisons if c.has_preference])
+        vectors = self._vectors(final.backbone, _evenly([c for c in comparisons if c.has_preference], STATISTICS_COMPARISONS))
         set_statistics(inner, vectors)
         calibrate(inner, report, vectors, uwo_penalty=self.plan.aggregator.uwo_penalty)
         held_task = [run.task_results[task_epoch] for run in trained]
@@ -419,6 +422,12 @@ class _Side:
         if held_experts:
             metrics["held_out_expert_accuracy"] = _weighted(held_experts)
         return InnerResult(inner, backbone, metrics)
+
+
+def _evenly(comparisons: list[Comparison], most: int) -> list[Comparison]:
+    """At most `most` of them, at equal distance."""
+    count = len(comparisons)
+    return comparisons if count <= most else [comparisons[index * count // most] for index in range(most)]
 
 
 def _plain_settings(value: object) -> object:
