@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from dmoerm.cli import main as cli
 from dmoerm.data.rendering import collate
 from dmoerm.errors import ArtifactError, ConfigError
-from dmoerm.modeling.inner import TASK_MEMBER
 from dmoerm.modeling.peft_export import export_peft
 from dmoerm.modeling.peft_readme import vllm_rank
 from dmoerm.modeling.reward_model import RewardModel, as_messages
+from dmoerm.taxonomy import TASK_MEMBER
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT on transformers 5.24

@@ -19,10 +19,13 @@ from dmoerm.records import OVERALL
 from dmoerm.validation import Section, did_you_mean, validate
 from dmoerm.yaml_strict import YamlDocument, parse_yaml, read_yaml
 
-__all__ = ["GENERAL", "Capability", "Category", "Taxonomy", "load_taxonomy", "paper_taxonomy", "paper_taxonomy_text"]
+__all__ = ["GENERAL", "TASK_MEMBER", "Capability", "Category", "Taxonomy", "load_taxonomy", "paper_taxonomy", "paper_taxonomy_text"]
 
 GENERAL = "general"
 """Reserved category name: the inner model that judges where the router is unsure."""
+
+TASK_MEMBER = "task_model"
+"""Reserved capability name: the task model itself where it is a member beside its experts, without an expert on top."""
 
 
 def _snake_case(name: str) -> str:
@@ -56,6 +59,8 @@ class Capability(Section):
     def _not_reserved(cls, name: str) -> str:
         if name == OVERALL:
             raise ValueError(f'is "{OVERALL}", which is the verdict on the whole response; expected another name')
+        if name == TASK_MEMBER:
+            raise ValueError(f'is "{TASK_MEMBER}", which names the task model where it sits beside its experts; expected another name')
         return name
 
 

@@ -9,11 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmoerm.evaluation.run import ModelReport
     from dmoerm.modeling.reward_model import RewardModel
     from dmoerm.recipe import Recipe
 
-__all__ = ["AGGREGATIONS", "add_model", "add_recipe", "check_device", "open_model", "print_json", "progress_line", "quiet_libraries",
-           "read_recipe"]  # fmt: skip
+__all__ = [
+    "AGGREGATIONS",
+    "add_model",
+    "add_recipe",
+    "add_run",
+    "check_device",
+    "open_model",
+    "print_json",
+    "print_measured",
+    "progress_line",
+    "quiet_libraries",
+    "read_recipe",
+    "read_run",
+]
 
 _SECONDS_BETWEEN_LINES = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -28,6 +41,36 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="replace one value of the recipe; may be repeated"
     )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Where the model of a recipe is, and where to run."""
+    parser.add_argument("--output", metavar="DIR", type=Path, help="the folder of the model, from here; default: as the recipe says")
+    parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps; default: as the recipe says")
+
+
+def read_run(args: argparse.Namespace) -> "Recipe":
+    """The recipe with --set, --output and --device; the data files must be there."""
+    recipe = read_recipe(args.recipe, args.set)
+    if args.output is not None:
+        recipe = recipe.model_copy(update={"output": args.output.absolute()})
+    if args.device is not None:
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"device": args.device})})
+    return recipe
+
+
+def print_measured(recipe: "Recipe", report: "ModelReport | None") -> None:
+    """The table of a run that has ended, and where its model is; nothing in all processes but the first."""
+    from dmoerm.training.pipeline import is_first_process, run_folder
+
+    if not is_first_process():
+        return
+    if report is None:
+        print("Nothing with a preference is held out, so nothing was measured.")
+    else:
+        print(report.as_table())
+        print(f"\nFigures: {run_folder(recipe.output) / 'evaluation.json'}")
+    print(f"Model: {recipe.output}")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

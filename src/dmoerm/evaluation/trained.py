@@ -1,7 +1,7 @@
 """Training with its measurement: a recipe from files to a saved model and its figures on the comparisons it has not seen."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dmoerm.data.sources import RunData, load_run_data
@@ -10,9 +10,10 @@ from dmoerm.recipe import Recipe, recipe_hash
 
 if TYPE_CHECKING:
     from dmoerm.modeling.reward_model import RewardModel
+    from dmoerm.training.change import Change
     from dmoerm.training.pipeline import TrainResult
 
-__all__ = ["evaluate_run", "train_and_evaluate"]
+__all__ = ["change_and_evaluate", "evaluate_run", "train_and_evaluate"]
 
 
 def train_and_evaluate(
@@ -42,14 +43,38 @@ def train_and_evaluate(
     Raises:
         DmoermError: see `training.pipeline.train_recipe`.
     """
-    from dmoerm.training.pipeline import is_first_process, run_folder, train_recipe
+    from dmoerm.training.pipeline import train_recipe
 
     result = train_recipe(recipe, overwrite=overwrite, resume=resume, force_resume=force_resume, quiet=quiet)
+    return result, _measured(result, recipe, progress)
+
+
+def change_and_evaluate(
+    recipe: Recipe,
+    changes: "Sequence[Change]",
+    *,
+    quiet: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> "tuple[TrainResult, ModelReport | None]":
+    """Change parts of the model at `recipe.output` (`training.change`), then measure it as `train_and_evaluate` does.
+
+    Raises:
+        DmoermError: see `training.change.change_model`.
+    """
+    from dmoerm.training.change import change_model
+
+    result = change_model(recipe, changes, quiet=quiet)
+    return result, _measured(result, recipe, progress)
+
+
+def _measured(result: "TrainResult", recipe: Recipe, progress: Callable[[int, int], None]) -> ModelReport | None:
+    from dmoerm.training.pipeline import is_first_process, run_folder
+
     if not is_first_process() or not any(comparison.has_preference for comparison in result.test):
-        return result, None
+        return None
     report = evaluate_run(result.model, recipe, load_run_data(recipe), progress=progress)
     write_json(run_folder(recipe.output) / "evaluation.json", report.as_dict())
-    return result, report
+    return report
 
 
 def evaluate_run(

@@ -30,7 +30,7 @@ from dmoerm.modeling.adapter_files import fill_adapter, read_tensors, require_sh
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.canaries import compare_canaries, measure_canaries
 from dmoerm.modeling.file_checks import verify_files
-from dmoerm.modeling.inner import TASK_MEMBER, InnerModel
+from dmoerm.modeling.inner import InnerModel
 from dmoerm.modeling.manifest import (
     CARD,
     FORMAT_VERSION,
@@ -47,6 +47,7 @@ from dmoerm.modeling.model_card import model_card
 from dmoerm.modeling.model_folder import cut_short, file_names, refuse_taken, sha256_of, written_whole
 from dmoerm.modeling.reward_model import RewardModel
 from dmoerm.modeling.router import ROUTER, Router
+from dmoerm.taxonomy import TASK_MEMBER
 
 __all__ = [
     "assemble",

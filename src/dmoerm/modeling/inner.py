@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoerm.errors import ConfigError
+from dmoerm.taxonomy import TASK_MEMBER
 
 __all__ = ["AGGREGATIONS", "Aggregation", "Aggregator", "InnerModel", "Judgement"]
 
@@ -27,9 +28,6 @@ Aggregation = Literal["mlp", "mean", "wco", "uwo", "task"]
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 """mlp: the aggregator. mean, wco (worst member), uwo (mean minus penalty times variance): over standardised members.
 task: the task model."""
-
-TASK_MEMBER = "task_model"
-"""Name of the member that is the task model itself, without an expert on top."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,11 @@ from dmoerm.modeling.artifact import save_tokenizer
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.canaries import CANARIES, CANARY_TOLERANCE
 from dmoerm.modeling.embedded import resolve_source
-from dmoerm.modeling.inner import TASK_MEMBER
 from dmoerm.modeling.model_folder import refuse_taken, written_whole
 from dmoerm.modeling.peft_readme import export_readme
 from dmoerm.modeling.reward_model import RewardModel, as_messages
 from dmoerm.records import Message
+from dmoerm.taxonomy import TASK_MEMBER
 
 __all__ = ["EXPORT_MARKER", "ExportedAdapter", "PeftExport", "export_peft"]
 

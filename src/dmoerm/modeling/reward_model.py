@@ -19,11 +19,11 @@ from dmoerm.data.rendering import Rendered, Renderer, collate
 from dmoerm.errors import DataError
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.batching import group_batches, prompt_groups, token_batches
-from dmoerm.modeling.inner import TASK_MEMBER, Aggregation, InnerModel, Judgement
+from dmoerm.modeling.inner import Aggregation, InnerModel, Judgement
 from dmoerm.modeling.prefix import flat_row
 from dmoerm.modeling.router import ROUTER, Router
 from dmoerm.records import ROLES, Message, Reward, ScoreFailure, prompt_hash
-from dmoerm.taxonomy import GENERAL, Taxonomy
+from dmoerm.taxonomy import GENERAL, TASK_MEMBER, Taxonomy
 
 __all__ = ["Prompt", "RewardModel", "ScoreRequest", "as_messages"]
 

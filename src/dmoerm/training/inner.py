@@ -9,15 +9,18 @@ Fold models live in the same adapter slot one after the other; their weights wai
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmoerm.data.splits import split_of
+from dmoerm.errors import ConfigError
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.records import Comparison
+from dmoerm.taxonomy import TASK_MEMBER
 from dmoerm.training.checkpoints import EpochResult, RunState, Unit, content_key
 from dmoerm.training.phase1 import TaskModelShape, task_items, task_vectors, train_task_model
 from dmoerm.training.phase2 import ExpertShape, expert_items, train_experts
@@ -29,7 +32,7 @@ from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, best_epo
 STATISTICS_COMPARISONS = 512
 """Comparisons over which the kept experts are standardised: more would move a mean by less than a twentieth of a standard deviation."""
 
-__all__ = ["InnerPlan", "InnerResult", "Workspace", "train_inner"]
+__all__ = ["InnerPlan", "InnerResult", "Workspace", "change_experts", "enough_labels", "train_inner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,48 @@ def train_inner(
     return side.cross_fitted(list(comparisons), list(labelled), plan.folds)
 
 
+def change_experts(
+    work: Workspace,
+    kept: InnerModel,
+    backbone: Backbone,
+    anew: Sequence[str],
+    experts: Sequence[str],
+    comparisons: Sequence[Comparison],
+    labelled: Sequence[Comparison],
+    plan: InnerPlan,
+) -> InnerResult:
+    """Train some experts of a trained category, or leave some out, and keep the others bit for bit; the aggregator is fitted anew.
+
+    Args:
+        work: shared by all categories.
+        kept: the inner model as it is.
+        backbone: with its adapters: the shared one, or the category's own full fine-tune.
+        anew: capabilities whose experts are trained, in place of what is there or in addition.
+        experts: all experts of the new inner model, in order; each is in `anew` or in `kept`.
+        comparisons: with overall preferences, for the folds of phase 1 and for phase 3.
+        labelled: with capability labels.
+        plan: the phases; its expert shape is that of the kept experts.
+
+    Raises:
+        ConfigError: the shape of the experts differs from the kept ones.
+    """
+    side = _Side(work, kept.category, tuple(experts), plan)
+    config = backbone.adapter_config.get(f"experts/{kept.category}")
+    shape = plan.expert_shape
+    wanted = {"first_layer": backbone.first_layer(shape.depth), "rank": shape.rank, "alpha": shape.alpha}
+    differing = (
+        []
+        if config is None
+        else [f"{name}: {config[name]} in the model, {value} in the recipe" for name, value in wanted.items() if config[name] != value]
+    )
+    if differing:
+        raise ConfigError(
+            f"{kept.category}: its experts have another shape ({'; '.join(differing)}), and one stack holds experts of one shape. "
+            f"Write the model's into the recipe, or train the category whole: --only {kept.category}"
+        )
+    return side.with_kept_experts(kept, backbone, anew, list(comparisons), list(labelled))
+
+
 def enough_labels(labelled: Sequence[Comparison], capabilities: Sequence[str], minimum: int) -> tuple[str, ...]:
     """Capabilities with at least `minimum` labels, in the order given."""
     counts = dict.fromkeys(capabilities, 0)
@@ -160,6 +205,57 @@ class _Side:
     # --- the two schedules --------------------------------------------------------------------------------------------------------
 
     def cross_fitted(self, comparisons: list[Comparison], labelled: list[Comparison], folds: int) -> InnerResult:
+        folded = self._folded(comparisons, labelled, folds)
+        final = self._phase1(_Part(comparisons, labelled), _Part(), name="all", stop_after=folded.task_epoch)
+        self._load(final, folded.task_epoch, None)
+        self._phase2(final, _Part(comparisons, labelled), _Part(), name="all", stop_after=folded.expert_epoch)
+        self._load(final, folded.task_epoch, folded.expert_epoch)
+        inner = self._inner(final, folded.task_epoch, folded.expert_epoch)
+        return self._finished(inner, final.backbone, folded, comparisons, labelled)
+
+    def split_schedule(self, comparisons: list[Comparison], labelled: list[Comparison]) -> InnerResult:
+        first, third = self._halves(comparisons)
+        run = self._phase1(_Part(first, labelled), _Part(third, []), name="60 %")
+        task_epoch = len(run.task_results) - 1
+        self._phase2(run, _Part(first, labelled), _Part(), name="all")
+        expert_epoch = len(run.expert_results) - 1 if self.experts else 0
+        inner = self._inner(run, task_epoch, expert_epoch)
+        folded = self._split(inner, run.backbone, third, task_epoch, expert_epoch, [run.task_results[-1]])
+        return self._finished(inner, run.backbone, folded, comparisons, labelled)
+
+    def with_kept_experts(
+        self, kept: InnerModel, backbone: Backbone, anew: Sequence[str], comparisons: list[Comparison], labelled: list[Comparison]
+    ) -> InnerResult:
+        """The task model and the experts of `kept` as they are, those named in `anew` trained on everything, phase 3 done again.
+
+        The aggregator must see vectors of experts that have not seen the prompt, so the folds run for the new set of experts; what an
+        earlier run has stored of them is used.
+        """
+        stored = KeptAdapters.take(backbone, kept, self.task_slot)
+        epochs = self.plan.expert_settings.epochs
+        folded = None if self.plan.folds is None else self._folded(comparisons, labelled, self.plan.folds)
+        stored.put_task(backbone)
+        inner = self._fresh_inner(backbone)
+        with torch.no_grad():
+            inner.task_head_D.copy_(kept.task_head_D)
+            for member in set(inner.members) & set(kept.members):
+                inner.heads_KD[inner.members.index(member)] = kept.heads_KD[kept.members.index(member)]
+        for capability in anew:
+            stored.one_expert[capability], head_D = self._one_expert(
+                backbone, kept.task_head_D.detach(), capability, labelled, epochs if folded is None else folded.expert_epoch
+            )
+            with torch.no_grad():
+                inner.heads_KD[inner.members.index(capability)] = head_D
+        stored.put_experts(backbone, inner.members, self.plan.expert_shape)
+        if folded is None:
+            _, third = self._halves(comparisons)
+            folded = self._split(inner, backbone, third, 0, epochs, [])
+        return self._finished(inner, backbone, folded, comparisons, labelled)
+
+    # --- parts of the schedules ---------------------------------------------------------------------------------------------------
+
+    def _folded(self, comparisons: list[Comparison], labelled: list[Comparison], folds: int) -> "_Folded":
+        """Phases 1 and 2 on the other folds of each fold, and the vectors that they give to its own comparisons."""
         fold_of = {c.id: split_of(c.prompt, folds, self.plan.seed) for c in [*comparisons, *labelled]}
         used = sorted({fold_of[c.id] for c in comparisons if c.has_preference})
         parts = [
@@ -180,33 +276,81 @@ class _Side:
             inner = self._inner(run, task_epoch, expert_epoch)
             set_statistics(inner, vectors)
             pieces.append((inner, vectors, chosen))
-        final = self._phase1(_Part(comparisons, labelled), _Part(), name="all", stop_after=task_epoch)
-        self._load(final, task_epoch, None)
-        self._phase2(final, _Part(comparisons, labelled), _Part(), name="all", stop_after=expert_epoch)
-        self._load(final, task_epoch, expert_epoch)
-        inner = self._inner(final, task_epoch, expert_epoch)
-        report = self._phase3(inner, pieces, {c.id: used.index(fold_of[c.id]) for c in comparisons if c.has_preference})
-        vectors = self._vectors(final.backbone, _evenly([c for c in comparisons if c.has_preference], STATISTICS_COMPARISONS))
-        set_statistics(inner, vectors)
-        calibrate(inner, report, vectors, uwo_penalty=self.plan.aggregator.uwo_penalty)
-        held_task = [run.task_results[task_epoch] for run in trained]
-        held_experts = [run.expert_results[expert_epoch] for run in trained] if self.experts else []
-        return self._result(inner, final.backbone, report, comparisons, labelled, task_epoch, expert_epoch, held_task, held_experts)
+        return _Folded(
+            pieces,
+            {c.id: used.index(fold_of[c.id]) for c in comparisons if c.has_preference},
+            task_epoch,
+            expert_epoch,
+            [run.task_results[task_epoch] for run in trained],
+            [run.expert_results[expert_epoch] for run in trained] if self.experts else [],
+        )
 
-    def split_schedule(self, comparisons: list[Comparison], labelled: list[Comparison]) -> InnerResult:
+    def _halves(self, comparisons: list[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+        """The paper's split: comparisons for phase 1, and those with a preference for phase 3."""
         held_side = {c.id: _in_holdout(c, self.plan) for c in comparisons}
-        first = [c for c in comparisons if not held_side[c.id]]
-        third = [c for c in comparisons if held_side[c.id] and c.has_preference]
-        run = self._phase1(_Part(first, labelled), _Part(third, []), name="60 %")
-        task_epoch = len(run.task_results) - 1
-        self._phase2(run, _Part(first, labelled), _Part(), name="all")
-        expert_epoch = len(run.expert_results) - 1 if self.experts else 0
-        inner = self._inner(run, task_epoch, expert_epoch)
-        vectors = self._vectors(run.backbone, third)
+        return [c for c in comparisons if not held_side[c.id]], [c for c in comparisons if held_side[c.id] and c.has_preference]
+
+    def _split(
+        self,
+        inner: InnerModel,
+        backbone: Backbone,
+        third: list[Comparison],
+        task_epoch: int,
+        expert_epoch: int,
+        held_task: list[EpochResult],
+    ) -> "_Folded":
+        """The paper's schedule as a single piece: the kept experts judge the comparisons that phase 1 has not seen."""
+        vectors = self._vectors(backbone, third)
         set_statistics(inner, vectors)
-        report = self._phase3(inner, [(inner, vectors, third)], {c.id: split_of(c.prompt, 5, self.plan.seed, "phase 3") for c in third})
+        fold_of = {c.id: split_of(c.prompt, 5, self.plan.seed, "phase 3") for c in third}
+        return _Folded([(inner, vectors, third)], fold_of, task_epoch, expert_epoch, held_task, [])
+
+    def _finished(
+        self, inner: InnerModel, backbone: Backbone, folded: "_Folded", comparisons: list[Comparison], labelled: list[Comparison]
+    ) -> InnerResult:
+        """Phase 3, statistics and calibration of the kept experts."""
+        report = self._phase3(inner, folded.pieces, folded.fold_of)
+        if self.plan.folds is None:
+            vectors = folded.pieces[0][1]
+        else:
+            vectors = self._vectors(backbone, _evenly([c for c in comparisons if c.has_preference], STATISTICS_COMPARISONS))
+            set_statistics(inner, vectors)
         calibrate(inner, report, vectors, uwo_penalty=self.plan.aggregator.uwo_penalty)
-        return self._result(inner, run.backbone, report, comparisons, labelled, task_epoch, expert_epoch, [run.task_results[-1]], [])
+        return self._result(inner, backbone, report, comparisons, labelled, folded)
+
+    def _one_expert(
+        self, backbone: Backbone, head_D: Tensor, capability: str, labelled: list[Comparison], epochs: int
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+        """One expert on all its labels, alone in a slot of its own: its A and B by layer, and its head (D,)."""
+        work, plan, alone = self.work, self.plan, f"{self.category}__{capability}"
+        shape = replace(plan.expert_shape, task_member=False)
+        items = expert_items([(work.rows.of_comparison[c.id], c.labels) for c in labelled], (capability,), task_member=False)
+        task_weights = {path: (u.a_KRD, u.b_KOR) for path, u in backbone.adapters("task", self.category).items()}
+        unit = self._unit("phase2", f"only {capability}", items, [], shape, plan.expert_settings, epochs, head_D, task_weights)
+        module, results = train_experts(
+            backbone,
+            work.rows,
+            alone,
+            (capability,),
+            head_D,
+            items,
+            [],
+            shape,
+            plan.expert_settings,
+            task=self.task_slot,
+            states=None if unit.finished else self._expert_states(backbone, labelled),
+            vectors=lambda: self._task_vectors(backbone, labelled),
+            unit=unit,
+            stop_after=epochs,
+            report=work.log.stepper(f"phase 2, {self.category}, {capability}"),
+        )
+        self._tell("phase 2", f"{capability} alone", results, len(items))
+        restore(module, results[-1].weights)
+        weights = {
+            path: (u.a_KRD[0].detach().clone(), u.b_KOR[0].detach().clone()) for path, u in backbone.adapters("experts", alone).items()
+        }
+        backbone.remove("experts", alone)
+        return weights, module.heads_KD.detach()[0].clone()
 
     # --- the steps ----------------------------------------------------------------------------------------------------------------
 
@@ -369,15 +513,18 @@ class _Side:
             )
             restore(run.experts, run.expert_results[expert_epoch].weights)
 
-    def _inner(self, run: _Trained, task_epoch: int, expert_epoch: int) -> InnerModel:
-        inner = InnerModel(
+    def _fresh_inner(self, backbone: Backbone) -> InnerModel:
+        return InnerModel(
             self.category,
             self.experts,
-            run.backbone.hidden_size,
+            backbone.hidden_size,
             units=self.plan.aggregator.units,
             copies=1 + self.plan.aggregator.members,
             with_task_member=self.plan.expert_shape.task_member,
         )
+
+    def _inner(self, run: _Trained, task_epoch: int, expert_epoch: int) -> InnerModel:
+        inner = self._fresh_inner(run.backbone)
         with torch.no_grad():
             inner.task_head_D.copy_(run.task_results[task_epoch].weights["heads_KD"][0])
             heads = run.expert_results[expert_epoch].weights["heads_KD"] if self.experts else inner.task_head_D.unsqueeze(0)
@@ -402,26 +549,93 @@ class _Side:
         report: FitReport,
         comparisons: Sequence[Comparison],
         labelled: Sequence[Comparison],
-        task_epoch: int,
-        expert_epoch: int,
-        held_task: Sequence[EpochResult],
-        held_experts: Sequence[EpochResult],
+        folded: "_Folded",
     ) -> InnerResult:
         metrics: dict[str, float | int | str] = {
             "comparisons": len(comparisons),
             "labelled_comparisons": len(labelled),
             "experts": len(self.experts),
-            "task_epochs": task_epoch,
-            "expert_epochs": expert_epoch,
+            "task_epochs": folded.task_epoch,
+            "expert_epochs": folded.expert_epoch,
             "aggregator_steps": report.steps,
             "held_out_accuracy": report.accuracy,
             "held_out_accuracy_mean": report.mean_accuracy,
             "held_out_loss": report.loss,
-            "held_out_task_accuracy": _weighted(held_task),
         }
-        if held_experts:
-            metrics["held_out_expert_accuracy"] = _weighted(held_experts)
+        if folded.held_task:
+            metrics["held_out_task_accuracy"] = _weighted(folded.held_task)
+        if folded.held_experts:
+            metrics["held_out_expert_accuracy"] = _weighted(folded.held_experts)
         return InnerResult(inner, backbone, metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    """What phase 3 works on: vectors of comparisons by experts that have not seen them, and how those experts came about."""
+
+    pieces: list[tuple[InnerModel, Tensor, list[Comparison]]]
+    fold_of: dict[str, int]
+    task_epoch: int
+    expert_epoch: int
+    held_task: list[EpochResult]
+    held_experts: list[EpochResult]
+
+
+@dataclass(slots=True)
+class KeptAdapters:
+    """Adapters of one category set aside while fold models use its slot: the task adapter, and A and B of each expert by name."""
+
+    category: str
+    task_config: dict[str, Any] | None
+    task: dict[str, tuple[Tensor, Tensor]]
+    one_expert: dict[str, dict[str, tuple[Tensor, Tensor]]]
+
+    @staticmethod
+    def take(backbone: Backbone, inner: InnerModel, task_slot: str | None) -> "KeptAdapters":
+        """Copies of everything in the slot of `inner.category`."""
+        name = inner.category
+        task = backbone.adapters("task", name) if task_slot is not None else {}
+        experts = backbone.adapters("experts", name) if inner.capabilities else {}
+        return KeptAdapters(
+            name,
+            dict(backbone.adapter_config[f"task/{name}"]) if task else None,
+            {path: (u.a_KRD.detach().clone(), u.b_KOR.detach().clone()) for path, u in task.items()},
+            {
+                member: {path: (u.a_KRD[index].detach().clone(), u.b_KOR[index].detach().clone()) for path, u in experts.items()}
+                for index, member in enumerate(inner.members)
+                if experts
+            },
+        )
+
+    def put_task(self, backbone: Backbone) -> None:
+        """The kept task adapter back in its slot; no experts on it."""
+        backbone.remove("experts", self.category)
+        if self.task_config is None:
+            return
+        config = self.task_config
+        backbone.add_task_adapter(
+            self.category,
+            depth=len(backbone.layers) - config["first_layer"],
+            rank=config["rank"],
+            alpha=config["alpha"],
+            dropout=config["dropout"],
+        )
+        with torch.no_grad():
+            for path, update in backbone.adapters("task", self.category).items():
+                update.a_KRD.copy_(self.task[path][0])
+                update.b_KOR.copy_(self.task[path][1])
+
+    def put_experts(self, backbone: Backbone, members: Sequence[str], shape: ExpertShape) -> None:
+        """A stack of `members`, each as it was kept or has been trained since."""
+        if not set(members) - {TASK_MEMBER}:
+            return
+        backbone.add_experts(self.category, len(members), depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)
+        with torch.no_grad():
+            for path, update in backbone.adapters("experts", self.category).items():
+                for index, member in enumerate(members):
+                    if member in self.one_expert:  # a task member that is new has no expert: its B stays zero
+                        update.a_KRD[index].copy_(self.one_expert[member][path][0])
+                        update.b_KOR[index].copy_(self.one_expert[member][path][1])
 
 
 def _evenly(comparisons: list[Comparison], most: int) -> list[Comparison]:

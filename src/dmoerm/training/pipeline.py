@@ -24,7 +24,7 @@ from dmoerm.modeling.reward_model import RewardModel, prompt_vectors
 from dmoerm.modeling.router import Router
 from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash
 from dmoerm.records import Comparison
-from dmoerm.taxonomy import GENERAL
+from dmoerm.taxonomy import GENERAL, Taxonomy
 from dmoerm.training.checkpoints import RUN_FILE, RunState, content_key
 from dmoerm.training.inner import InnerPlan, InnerResult, Workspace, train_inner
 from dmoerm.training.phase1 import TaskModelShape, task_vectors
@@ -35,7 +35,7 @@ from dmoerm.training.router import RouterData, train_router
 from dmoerm.training.rows import Rows, TrunkStates
 from dmoerm.training.trainer import PhaseSettings
 
-__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "prepare", "run_folder", "train_model", "train_recipe"]
+__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "phase_key", "prepare", "run_folder", "train_model", "train_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +120,7 @@ def train_model(
     prepared.work.key = content_key(
         fingerprint["backbone.sha256"], fingerprint["processes"], prepared.work.bf16, recipe.training.sampled_positions
     )
-    finetune = _router_settings(recipe, prepared.work.bf16) if recipe.router.features == "finetuned" else None
-    labelled_prompts = [*data.prompts, *((c.prompt, c.category) for c in (*data.comparisons, *data.labels) if c.category is not None)]
-    router, router_metrics = train_router(
-        prepared.backbone,
-        prepared.renderer,
-        RouterData.of(labelled_prompts),
-        data.taxonomy.category_names,
-        general_below=recipe.router.general_below,
-        finetune=finetune,
-        rank=recipe.experts.rank,
-        seed=recipe.seed,
-        log=log,
-    )
+    router, router_metrics = train_run_router(prepared, recipe, data, data.taxonomy)
     comparisons = with_categories(prepared.comparisons, prepared, router)
     labelled = with_categories(prepared.labelled, prepared, router)
     plan = inner_plan(recipe, prepared)
@@ -153,6 +141,28 @@ def train_model(
     metrics = _metrics(results, router_metrics, prepared)
     model = assemble(prepared, router, results, recipe, data, metrics)
     return TrainResult(model, data.test, metrics)
+
+
+def phase_key(recipe: Recipe, prepared: Prepared) -> str:
+    """Hash of what every phase depends on besides its own rows and settings."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return content_key(prepared.backbone.fingerprint(), processes, prepared.work.bf16, recipe.training.sampled_positions)
+
+
+def train_run_router(prepared: Prepared, recipe: Recipe, data: RunData, taxonomy: Taxonomy) -> tuple[Router, dict[str, Any]]:
+    """The router over the categories of `taxonomy`, from every row of the run that names one of them."""
+    rows = [*data.prompts, *((c.prompt, c.category) for c in (*data.comparisons, *data.labels) if c.category is not None)]
+    return train_router(
+        prepared.backbone,
+        prepared.renderer,
+        RouterData.of([(prompt, category) for prompt, category in rows if category in taxonomy.category_names]),
+        taxonomy.category_names,
+        general_below=recipe.router.general_below,
+        finetune=_router_settings(recipe, prepared.work.bf16) if recipe.router.features == "finetuned" else None,
+        rank=recipe.experts.rank,
+        seed=recipe.seed,
+        log=prepared.work.log,
+    )
 
 
 def run_fingerprint(recipe: Recipe, data: RunData, backbone: Backbone, renderer: Renderer) -> dict[str, Any]:
