@@ -90,7 +90,7 @@ def test_only_one_expert_changes_its_files_and_its_categorys_aggregator(project,
     assert model.metadata["lineage"][-1]["changes"] == [{"action": "train", "part": "objective_qa/logic"}]
     assert model.metadata["lineage"][-1]["parent_manifest_sha256"] == before["dmoerm.json"]
     assert "objective_qa" in capsys.readouterr().out
-    assert verify_artifact(project / "model").as_dict()["problems"] == []
+    assert verify_artifact(project / "model").problems == []
 
 
 def test_only_one_category_leaves_router_and_the_other_categories(project):

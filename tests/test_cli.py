@@ -128,6 +128,7 @@ def test_a_fault_of_ours_keeps_its_traceback(failing):
         cli.main(["failing"])
 
 
+@pytest.mark.faults("F39")
 def test_a_reader_that_leaves_early_gives_no_traceback(tmp_path):
     script = (
         "import sys\nfrom dmoerm.cli import main as cli\n"

@@ -390,6 +390,7 @@ def test_score_gives_the_rewards_of_the_library(model, tmp_path, capsys):
     assert {row["category"] for row in found} == {"chitchat"}
 
 
+@pytest.mark.faults("F28")
 def test_a_row_that_fails_is_reported_and_the_others_are_scored(model, tmp_path, capsys):
     rows = [
         {"id": "a", "prompt": "explain", "response": " "},
@@ -413,6 +414,7 @@ def test_a_row_that_fails_is_reported_and_the_others_are_scored(model, tmp_path,
     assert '"prompt"' in found[4]["error"]
 
 
+@pytest.mark.faults("F29")
 def test_score_leaves_an_existing_output_alone_unless_told_to_overwrite(model, tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", score_rows())
     (tmp_path / "out.jsonl").write_text("mine")
@@ -452,6 +454,7 @@ def stopped(model, tmp_path, monkeypatch):
     return source, tmp_path / "out.jsonl"
 
 
+@pytest.mark.faults("F29")
 def test_a_stopped_run_goes_on_where_it_ended_and_gives_the_same_file(model, stopped, tmp_path, capsys):
     source, target = stopped
     with target.with_name("out.jsonl.partial").open("a") as file:
@@ -464,6 +467,7 @@ def test_a_stopped_run_goes_on_where_it_ended_and_gives_the_same_file(model, sto
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "whole.jsonl"}
 
 
+@pytest.mark.faults("F29")
 def test_resume_refuses_another_setting_and_a_changed_input(model, stopped, capsys):
     source, target = stopped
     assert "another aggregation" in run(capsys, "score", model, source, target, "--resume", "--aggregation", "wco", code=cli.FAILED)
@@ -476,6 +480,7 @@ def test_resume_refuses_another_setting_and_a_changed_input(model, stopped, caps
     assert len(read(target)) == 1
 
 
+@pytest.mark.faults("F29")
 def test_resume_refuses_another_model(model, stopped, project, tmp_path, capsys):
     from dmoerm import RewardModel
 
@@ -495,6 +500,7 @@ def test_score_never_writes_over_its_input(model, tmp_path, capsys):
 # --- compare --------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults("F39")
 def test_compare_shows_winner_route_and_bars_in_forty_columns(model, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     out = run(capsys, "compare", model, "--prompt", "explain the number", "--response", "good clear true", "--response", "bad wrong late")

@@ -57,6 +57,7 @@ def comparison(number, chosen="a", rejected="b", labels=(), ranks=(1, 2)):
     return Comparison(f"c{number}", (Message("user", f"p{number}"),), (chosen, rejected), ranks, labels=labels)
 
 
+@pytest.mark.faults("F20")
 def test_categories_experts_and_the_fallback_follow_the_rules_of_training(plan_of):
     facts = [row(n, labels=[("correctness", 0), *([("logic", 1)] if n < 4 else [])]) for n in range(6)]
     talk = [row(n, category="talk", labels=[("empathy", n % 2)]) for n in range(3)]
@@ -107,6 +108,7 @@ def test_labels_that_only_follow_the_overall_preference_are_named(plan_of):
     assert any("facts, correctness: all 25 labels follow the overall preference" in warning for warning in plan.warnings)
 
 
+@pytest.mark.faults("F20")
 def test_labels_that_always_prefer_the_first_response_are_named(plan_of):
     rows = [row(n, ranks=(1, 2) if n % 2 else (2, 1), labels=[("correctness", 0)]) for n in range(25)]
     assert any("all 25 labels prefer the response listed first: constant labels" in warning for warning in plan_of(rows).warnings)

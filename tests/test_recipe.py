@@ -28,6 +28,7 @@ def test_one_file_of_comparisons_is_a_whole_recipe(recipe_file, tmp_path):
     assert recipe == Recipe(data=DataOptions(comparisons=(tmp_path / "train.jsonl",)), output=tmp_path / "model")
 
 
+@pytest.mark.faults("F39")
 def test_relative_paths_start_at_the_folder_of_the_recipe(recipe_file, tmp_path, monkeypatch):
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -56,6 +57,7 @@ def test_a_section_with_nothing_below_it_has_its_defaults(recipe_file):
     assert load_recipe(recipe_file(MINIMAL + "experts:\nrouter:\n")) == load_recipe(recipe_file())
 
 
+@pytest.mark.faults("F39")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -105,6 +107,7 @@ def test_a_recipe_that_is_a_list_is_refused(recipe_file):
         load_recipe(recipe_file("- 1\n- 2\n"))
 
 
+@pytest.mark.faults("F39")
 def test_missing_files_are_refused_with_their_lines(recipe_file):
     path = recipe_file("taxonomy: t.yaml\ndata:\n  comparisons:\n    - train.jsonl\n    - gone.jsonl\nbackbone: {name: ./bb}\n")
     with pytest.raises(ConfigError) as caught:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dmoerm.errors import TrainingError
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.records import CapabilityLabel
 from dmoerm.training.checkpoints import EpochResult, Unit
@@ -85,9 +86,14 @@ def train_experts(
         stop_after: epochs to run of the schedule; None means all.
         report: called with (step, steps in all).
 
+    Raises:
+        TrainingError: phase 1 has not run, or as `run_phase`.
+
     Returns:
         The module (heads of all members in stack order), and its state before training and after each epoch.
     """
+    if task is not None and f"task/{task}" not in backbone.adapter_config:
+        raise TrainingError(f"phase 2 of {category} needs the task model of phase 1, and the backbone has no task adapter {task!r}.")
     torch.manual_seed(settings.seed)
     copies = len(capabilities) + (1 if shape.task_member else 0)
     backbone.add_experts(category, copies, depth=shape.depth, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout)

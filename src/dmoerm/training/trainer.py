@@ -139,9 +139,15 @@ class RankingModule(nn.Module):
         rewards_BK, expert_P = self.rewards(batch)
         loss = ranking_loss(rewards_BK, batch["chosen"], batch["rejected"], expert_P, batch["weight"])
         if not torch.isfinite(loss):
-            raise TrainingError(f"step {self.step + 1}: the loss is {float(loss)}; {self.recent()}. {NOT_FINITE}")
+            raise TrainingError(f"step {self.step + 1}: the loss is {float(loss.detach())}; {self.recent()}. {NOT_FINITE}")
         self.last_loss = loss.detach()
         return {"loss": loss}
+
+    def require_finite(self) -> None:
+        """Raise where a trained weight is not finite, so that nothing is stored from it."""
+        for name, parameter in self.trained().items():
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(f"after step {self.step}: {name} is not finite; {self.recent()}. {NOT_FINITE}")
 
     def recent(self) -> str:
         """The last batch and the last finite loss, in words."""
@@ -241,9 +247,10 @@ class _PhaseTrainer(Trainer):  # type: ignore[misc]  # mypy does not follow tran
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
+        module = self.accelerator.unwrap_model(self.model)
+        module.require_finite()
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        module = self.accelerator.unwrap_model(self.model)
         save_file({name: value.detach().cpu().contiguous() for name, value in module.trained().items()}, folder / TRAINED)
         if self._epochs is not None:
             save_epochs(self._epochs.results, folder)
@@ -265,6 +272,7 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
         self.results: list[EpochResult] = []
 
     def take(self, epoch: int) -> None:
+        self.module.require_finite()
         loss, accuracy, pairs = self.module.measure(self.held_out, bf16=self.bf16)
         weights = {name: parameter.detach().cpu().clone() for name, parameter in self.module.trained().items()}
         self.results.append(EpochResult(epoch, weights, loss, accuracy, pairs))
