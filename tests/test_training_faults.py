@@ -170,3 +170,12 @@ def test_sampled_positions_give_the_mean_on_average(tiny_encoder_folder):
     assert drawn[:, 0].std(0).max() > 0.01
     error = (drawn[:, 0].mean(0) - mean[0]).abs()
     assert (error < 5 * drawn[:, 0].std(0) / 400**0.5 + 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"), [({"ACCELERATE_USE_FSDP": "true"}, "FSDP"), ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "stage 3")]
+)
+def test_launchers_that_split_the_weights_are_refused_with_those_that_do_not(environment, name):
+    with pytest.raises(TrainingError, match=rf"{name}.*ddp\.yaml"):
+        trainer.refuse_split_weights(environment)
+    trainer.refuse_split_weights({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"})

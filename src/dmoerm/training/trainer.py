@@ -10,7 +10,7 @@ Shapes: B rows, K members, D hidden, P pairs.
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -387,6 +387,7 @@ def _train(
     callback: TrainerCallback,
     unit: Unit,
 ) -> None:
+    refuse_split_weights(os.environ)
     with tempfile.TemporaryDirectory(prefix="dmoerm-") as scratch:
         arguments = TrainingArguments(
             output_dir=str(unit.steps_folder() or scratch),
@@ -432,6 +433,24 @@ def _train(
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(out_of_memory_message(module, settings, device)) from error
+
+
+def refuse_split_weights(environment: Mapping[str, str]) -> None:
+    """Refuse a launcher that splits the weights over processes: what is kept after an epoch is copied from whole tensors.
+
+    Args:
+        environment: as `accelerate launch` sets it.
+
+    Raises:
+        TrainingError: FSDP, or DeepSpeed ZeRO stage 3.
+    """
+    fsdp = environment.get("ACCELERATE_USE_FSDP", "").lower() in {"1", "true"}
+    zero3 = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    if fsdp or zero3:
+        raise TrainingError(
+            f"{'FSDP' if fsdp else 'DeepSpeed ZeRO stage 3'} splits the weights over the processes, which is not supported. Use plain data "
+            "parallelism (recipes/accelerate/ddp.yaml): adapters are small; or ZeRO stage 2 (deepspeed-zero2.yaml) for full fine-tuning"
+        )
 
 
 def _warmup_steps(count: int, settings: PhaseSettings) -> int:
