@@ -118,7 +118,7 @@ def main() -> None:
         records.append({"layers": index + 1, "agreement": value.value, "low": value.low, "high": value.high, "router": routed})
         print(lines[-1], flush=True)
     header = (
-        f"Date {date.today()}, {args.backbone}, {args.max_length_tokens} tokens, {len(data)} pairs of {value.n_prompts} prompts (folds 0–3), "
+        f"Date {date.today()}, {args.backbone}, {args.max_length_tokens} tokens, {len(data)} pairs, {value.n_prompts} prompts (folds 0–3), "
         f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {np.__version__}; {time.monotonic() - begin:.0f} s."
     )
     page = "\n".join(
