@@ -8,7 +8,7 @@ import torch
 from dmoerm.errors import ConfigError, TrainingError
 from dmoerm.modeling.inner import AGGREGATIONS, InnerModel, aggregate
 from dmoerm.training.losses import pairwise_loss, ranking_loss
-from dmoerm.training.phase1 import fit_head
+from dmoerm.training.phase1 import fit_head, task_items
 from dmoerm.training.phase3 import AggregatorSettings, VectorSet, calibrate, fit_aggregator, fit_temperature, set_statistics
 from dmoerm.training.trainer import EpochResult, Item, best_epoch, run_phase
 
@@ -24,6 +24,19 @@ def test_ranking_loss_averages_each_experts_labels_and_adds_the_experts():
         rewards_BK, torch.tensor([0, 0, 2]), torch.tensor([1, 2, 0]), torch.tensor([0, 0, 1]), torch.tensor([0.5, 0.5, 1.0])
     )
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2)))
+
+
+def test_a_margin_asks_for_that_much_lead():
+    # σ(3 − 1) with a lead of 3 and a margin of 1 is σ(2); without a margin it is σ(3).
+    rewards_BK = torch.tensor([[3.0], [0.0]])
+    pair = torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), torch.ones(1)
+    assert ranking_loss(rewards_BK, *pair, torch.tensor([1.0])).item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert ranking_loss(rewards_BK, *pair).item() == pytest.approx(math.log(1 + math.exp(-3)))
+
+
+def test_margins_follow_their_comparisons_and_missing_ones_are_zero():
+    items = task_items([((0, 1), [(0, 1)]), ((2, 3), []), ((4, 5), [(1, 0)])], [0.5, 2.0, None])
+    assert [(item.rows, item.margin) for item in items] == [((0, 1), 0.5), ((4, 5), 0.0)]
 
 
 def test_an_expert_without_a_label_gets_no_gradient():

@@ -181,6 +181,11 @@ class TaskModelOptions(Section):
     fit_head: bool = Field(
         True, description="Start from a head fitted on the frozen vectors (linear probing before fine-tuning) instead of a random one."
     )
+    use_margin: bool = Field(
+        False,
+        description="Ask of each pair the margin that its file states (TRL's `margin`, reward units): −log σ(r_w − r_l − margin); a pair "
+        "without one is asked for 0.",
+    )
     minimum_comparisons: Count = Field(
         20, description="A category with fewer comparisons gets no inner model of its own; the fallback (general) judges it."
     )

@@ -357,7 +357,7 @@ class _Side:
     def _phase1(self, train: _Part, held: _Part, *, name: str, stop_after: int | None = None) -> _Trained:
         work, plan = self.work, self.plan
         backbone = copy.deepcopy(work.backbone) if self.full else work.backbone
-        items, held_items = (task_items([self._pairs(c) for c in part.comparisons]) for part in (train, held))
+        items, held_items = (self._task_items(part.comparisons) for part in (train, held))
         states = None if self.full else work.states
         module, results = train_task_model(
             backbone,
@@ -449,7 +449,7 @@ class _Side:
     def _unit(self, phase: str, part: str, items: Sequence[Item], held: Sequence[Item], *depends_on: object) -> Unit:
         """Where this phase is stored: its key hashes what the rows say, which pairs count, and everything given."""
         rows = [[self.work.rows.rendered[row].input_ids for row in item.rows] for item in (*items, *held)]
-        pairs = [[item.pairs for item in side] for side in (items, held)]
+        pairs = [[(item.pairs, item.margin) for item in side] for side in (items, held)]
         settings = [_plain_settings(value) for value in depends_on]
         key = content_key(phase, self.category, self.work.key, rows, pairs, settings)
         return self.work.state.unit(f"{self.category}/{phase}-{part.replace(' ', '-')}", key)
@@ -462,6 +462,10 @@ class _Side:
         return _Part(
             [c for c in comparisons if (fold_of[c.id] == fold) == inside], [c for c in labelled if (fold_of[c.id] == fold) == inside]
         )
+
+    def _task_items(self, comparisons: Sequence[Comparison]) -> list[Item]:
+        margins = [c.margin for c in comparisons] if self.plan.task_shape.use_margin else None
+        return task_items([self._pairs(c) for c in comparisons], margins)
 
     def _expert_items(self, labelled: Sequence[Comparison]) -> list[Item]:
         rows, member = self.work.rows.of_comparison, self.plan.expert_shape.task_member

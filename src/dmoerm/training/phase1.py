@@ -40,11 +40,24 @@ class TaskModelShape:
     alpha: float
     dropout: float
     fit_head: bool = True
+    use_margin: bool = False
 
 
-def task_items(comparisons: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, int]]]]) -> list[Item]:
-    """Items of phase 1 from (rows, ranked pairs) of each comparison; those without a ranked pair fall away."""
-    return [Item(rows, tuple((better, worse, 0) for better, worse in pairs)) for rows, pairs in comparisons if pairs]
+def task_items(
+    comparisons: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, int]]]], margins: Sequence[float | None] | None = None
+) -> list[Item]:
+    """Items of phase 1 from (rows, ranked pairs) of each comparison; those without a ranked pair fall away.
+
+    Args:
+        comparisons: rows and pairs (better, worse) of each.
+        margins: what the loss asks of each comparison's pairs, reward units; None, of one or of all, is 0.
+    """
+    asked = margins if margins is not None else [None] * len(comparisons)
+    return [
+        Item(rows, tuple((better, worse, 0) for better, worse in pairs), margin or 0.0)
+        for (rows, pairs), margin in zip(comparisons, asked, strict=True)
+        if pairs
+    ]
 
 
 def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], *, member: int = 0, prior_D: Tensor | None = None) -> Tensor:

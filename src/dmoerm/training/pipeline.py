@@ -283,7 +283,9 @@ def inner_plan(recipe: Recipe, prepared: Prepared) -> InnerPlan:
     bf16 = prepared.work.bf16
     task, expert, aggregator = recipe.task_model, recipe.experts, recipe.aggregator
     return InnerPlan(
-        task_shape=TaskModelShape(None if task.kind == "full" else task.depth, task.rank, task.alpha, task.dropout, task.fit_head),
+        task_shape=TaskModelShape(
+            None if task.kind == "full" else task.depth, task.rank, task.alpha, task.dropout, task.fit_head, task.use_margin
+        ),
         expert_shape=ExpertShape(expert.depth, expert.rank, expert.alpha, expert.dropout, expert.with_task_model, expert.fit_heads),
         task_settings=_phase_settings(task, recipe, bf16),
         expert_settings=_phase_settings(expert, recipe, bf16),

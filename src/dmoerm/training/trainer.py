@@ -54,10 +54,14 @@ NOT_FINITE = "Nothing was stored from it. Lower the learning rate, or use traini
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One comparison as a phase sees it: its rows, and pairs (better, worse, member) with the first two as positions in `rows`."""
+    """One comparison as a phase sees it: its rows, and pairs (better, worse, member) with the first two as positions in `rows`.
+
+    `margin` is what the loss asks of each pair, reward units.
+    """
 
     rows: tuple[int, ...]
     pairs: tuple[tuple[int, int, int], ...]
+    margin: float = 0.0
 
     def members(self) -> tuple[int, ...]:
         """Members that some pair speaks about, ascending."""
@@ -137,7 +141,7 @@ class RankingModule(nn.Module):
         numbers = batch["rows"].tolist()
         self.last_batch = (len(numbers), int(batch["input_ids"].shape[1]), self._rows.names(numbers))
         rewards_BK, expert_P = self.rewards(batch)
-        loss = ranking_loss(rewards_BK, batch["chosen"], batch["rejected"], expert_P, batch["weight"])
+        loss = ranking_loss(rewards_BK, batch["chosen"], batch["rejected"], expert_P, batch["weight"], batch["margin"])
         if not torch.isfinite(loss):
             raise TrainingError(f"step {self.step + 1}: the loss is {float(loss.detach())}; {self.recent()}. {NOT_FINITE}")
         self.last_loss = loss.detach()
@@ -161,10 +165,11 @@ class RankingModule(nn.Module):
         batch = self._rows.batch(numbers)
         if self._states is not None:
             batch["hidden"] = self._states.batch(numbers, torch.device("cpu"))
-        pairs, weights, first = [], [], 0
+        pairs, weights, margins, first = [], [], [], 0
         for item in items:
             pairs += [(first + better, first + worse, member) for better, worse, member in item.pairs]
             weights += item.weights()
+            margins += [item.margin] * len(item.pairs)
             first += len(item.rows)
         chosen, rejected, expert = torch.tensor(pairs, dtype=torch.long).T
         return {
@@ -174,6 +179,7 @@ class RankingModule(nn.Module):
             "rejected": rejected,
             "expert": expert,
             "weight": torch.tensor(weights),
+            "margin": torch.tensor(margins),
         }
 
     @torch.no_grad()
