@@ -169,7 +169,7 @@ def test_the_batch_that_a_row_shares_never_moves_its_reward(model):
     company = [ScoreRequest(as_messages(f"question {n} " * (1 + n % 9)), ("long " * n, "short")) for n in range(1, 30)]
     mixed = model.score_many([*company, ScoreRequest(as_messages(PROMPT), (RESPONSES[0],))])[-1][0].reward
     small = model.score_many([*company, ScoreRequest(as_messages(PROMPT), (RESPONSES[0],))], max_tokens=60)[-1][0].reward
-    assert (mixed, small) == pytest.approx((alone, alone), abs=1e-5)
+    assert (mixed, small) == pytest.approx((alone, alone), abs=1e-5, rel=1e-5)
 
 
 def test_a_response_that_cannot_be_scored_leaves_the_others_their_reward(model):
@@ -177,7 +177,7 @@ def test_a_response_that_cannot_be_scored_leaves_the_others_their_reward(model):
     assert isinstance(failed, ScoreFailure)
     assert "empty" in failed.message
     assert isinstance(good, Reward)
-    assert good.reward == pytest.approx(model.score(PROMPT, RESPONSES[0])[0].reward, abs=1e-5)
+    assert good.reward == pytest.approx(model.score(PROMPT, RESPONSES[0])[0].reward, abs=1e-5, rel=1e-5)
 
 
 def test_a_reward_explains_itself(model):
