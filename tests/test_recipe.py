@@ -178,7 +178,7 @@ def test_the_paper_schedule_agrees_with_the_same_value_and_refuses_another_one(r
 
 
 def test_a_recipe_built_in_python_cannot_claim_the_paper_schedule_with_other_values():
-    with pytest.raises(ValueError, match=r"schedule paper needs task_model\.kind: full"):
+    with pytest.raises(ValueError, match=r"schedule paper needs backbone\.layers: all"):
         Recipe(schedule="paper", data=DataOptions(comparisons=("a.jsonl",)))
     assert Recipe.model_validate({"schedule": "paper", "data": {"comparisons": ["a.jsonl"]}, **PAPER_SCHEDULE}).experts.rank == 32
 

@@ -117,6 +117,8 @@ def member_vectors(
 ) -> Tensor:
     """Pooled member vectors of `numbers`, in their order, float32 on the CPU, (rows, K, D)."""
     backbone.eval()
+    if experts is not None:  # from their first layer on every token is there once an expert
+        max_tokens = max(512, max_tokens * 4 // max(4, backbone.adapter_config[f"experts/{experts}"]["copies"]))
     vectors: list[Tensor | None] = [None] * len(numbers)
     for picked in token_batches(rows.lengths(numbers), max_tokens):
         chosen = [numbers[index] for index in picked]
