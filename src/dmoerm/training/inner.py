@@ -29,8 +29,8 @@ from dmoerm.training.progress import RunLog
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
 from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, best_epoch, restore
 
-STATISTICS_COMPARISONS = 512
-"""Comparisons over which the kept experts are standardised: more would move a mean by less than a twentieth of a standard deviation."""
+STATISTICS_COMPARISONS = 128
+"""Comparisons over which the kept experts are standardised: more would move a mean by less than a tenth of a standard deviation."""
 
 __all__ = ["InnerPlan", "InnerResult", "Workspace", "change_experts", "enough_labels", "train_inner"]
 
