@@ -28,7 +28,6 @@ from dmoerm.training.pipeline import (
     inner_plan,
     is_first_process,
     load_backbone,
-    phase_key,
     prepare,
     run_folder,
     train_run_router,
@@ -158,7 +157,6 @@ def _changed(model: RewardModel, data: RunData, recipe: Recipe, changes: Sequenc
         raise ConfigError(f"{recipe.output} pools by {model.backbone.pooling}, the recipe by {wanted.pooling}: set backbone.pooling")
     model.backbone.sampled_positions = recipe.training.sampled_positions
     prepared = prepare(data.comparisons, data.labelled, recipe, log, backbone=model.backbone, renderer=model.renderer, state=state)
-    prepared.work.key = phase_key(recipe, prepared)
     taxonomy = _without(data.taxonomy, [change.part for change in changes if change.action == "remove"])
     router, router_metrics = model.router, model.metadata.get("router", {})
     if {c.part.category for c in changes if c.part.capability is None and c.action != "train"}:

@@ -35,7 +35,7 @@ from dmoerm.training.router import RouterData, train_router
 from dmoerm.training.rows import Rows, TrunkStates
 from dmoerm.training.trainer import PhaseSettings
 
-__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "phase_key", "prepare", "run_folder", "train_model", "train_recipe"]
+__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "prepare", "run_folder", "train_model", "train_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,6 @@ def train_model(
     state.begin(fingerprint, resume=resume, force=force_resume)
     wait_for_everyone()
     prepared = prepare(data.comparisons, data.labelled, recipe, log, backbone=backbone, renderer=renderer, state=state)
-    prepared.work.key = content_key(
-        fingerprint["backbone.sha256"], fingerprint["processes"], prepared.work.bf16, recipe.training.sampled_positions
-    )
     router, router_metrics = train_run_router(prepared, recipe, data, data.taxonomy)
     comparisons = with_categories(prepared.comparisons, prepared, router)
     labelled = with_categories(prepared.labelled, prepared, router)
@@ -141,12 +138,6 @@ def train_model(
     metrics = _metrics(results, router_metrics, prepared)
     model = assemble(prepared, router, results, recipe, data, metrics)
     return TrainResult(model, data.test, metrics)
-
-
-def phase_key(recipe: Recipe, prepared: Prepared) -> str:
-    """Hash of what every phase depends on besides its own rows and settings."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return content_key(prepared.backbone.fingerprint(), processes, prepared.work.bf16, recipe.training.sampled_positions)
 
 
 def train_run_router(prepared: Prepared, recipe: Recipe, data: RunData, taxonomy: Taxonomy) -> tuple[Router, dict[str, Any]]:
@@ -229,7 +220,9 @@ def prepare(
             states = TrunkStates.compute(backbone, rows, numbers, layer, bf16=bf16)
     base_numbers = sorted({row for c in ranked for row in rows.of_comparison[c.id]})
     vectors = task_vectors(backbone, rows, base_numbers, task=None, states=states, bf16=bf16)
-    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state), ranked, labels)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    key = content_key(backbone.fingerprint(), processes, bf16, recipe.training.sampled_positions)
+    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state, key), ranked, labels)
 
 
 def load_backbone(recipe: Recipe) -> tuple[Backbone, Renderer]:
