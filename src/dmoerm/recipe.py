@@ -27,6 +27,7 @@ __all__ = [
     "DataOptions",
     "EvaluationOptions",
     "ExpertOptions",
+    "LabelingOptions",
     "Recipe",
     "RouterOptions",
     "TaskModelOptions",
@@ -139,6 +140,62 @@ class DataOptions(Section):
     bad_rows: Literal["stop", "skip"] = Field("stop", description="On a row that cannot be used: stop, or skip it and report the count.")
     max_drop_fraction: Fraction = Field(0.01, description="Stop when more than this share of the rows was bad or could not be rendered.")
     allow_overlap: bool = Field(False, description="Go on although prompts of the test files are in the training files.")
+
+
+class LabelingOptions(Section):
+    """Capability labels from an LLM behind an OpenAI-compatible endpoint: `dmoerm label`, docs/labeling.md."""
+
+    base_url: str = Field(
+        "https://api.openai.com/v1", min_length=1, description="The endpoint, with /v1: hosted, or your own vLLM, Ollama, gateway."
+    )
+    model: str | None = Field(None, description="The judge, by the endpoint's name for it; null: this recipe labels nothing.")
+    api_key_env: str | None = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key; null: the endpoint takes none. The key is never stored."
+    )
+    calls: Literal["one_capability", "all_capabilities"] = Field(
+        "one_capability",
+        description="one_capability: a call for each capability of a pair (the paper); all_capabilities: one call for all of them, about a "
+        "fifth of the cost, with more halo.",
+    )
+    overall: bool = Field(True, description="Ask for the overall preference as well: the halo is measured against it.")
+    reason: bool = Field(False, description="Let the judge write one sentence before its verdict; costs output tokens.")
+    soft: bool = Field(
+        False, description="Ask for log-probabilities, and weigh each label by the judge's own probability; not every endpoint has them."
+    )
+    template: Path | None = Field(None, description="A YAML file with the texts of the question; null: the packaged one.")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        0.0, description="Sampling temperature; null leaves it out, as some reasoning models want."
+    )
+    max_tokens: Count = Field(256, description="Limit of a reply in tokens; models that think before they answer need thousands.")
+    response_format: Literal["json_object", "none"] = Field(
+        "json_object", description="A hint for the endpoint, dropped where it is not understood; the reply is parsed strictly in any case."
+    )
+    request: dict[str, Any] = Field(
+        {}, description="Further fields of each request, by the endpoint's names, for example reasoning_effort: low."
+    )
+    pairs_per_comparison: Count = Field(
+        3, description="Pairs asked of a comparison with more than two responses: neighbours by rank first, so that every response is seen."
+    )
+    comparisons_per_category: Count | None = Field(
+        None, description="Comparisons asked of each category, drawn by prompt hash; null: all. A larger number only adds to the draw."
+    )
+    test_too: bool = Field(False, description="Label the held-out comparisons, too: to measure experts on them, never to train.")
+    canaries: bool = Field(
+        True,
+        description="Ask first about packaged pairs with a known winner, plain and with an injected instruction: tells a judge that fails.",
+    )
+    store: Path = Field(Path("labels.db"), description="Where raw replies, usage and verdicts are kept; from the folder of the recipe.")
+    output: Path = Field(
+        Path("labels.jsonl"), description="The labels for training, written after each run; where it exists, dmoerm train reads it."
+    )
+    max_in_flight: Count = Field(32, description="Requests under way at once, at most; fewer while the endpoint says it is too much.")
+    timeout_s: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds for one request, from its start to the last byte.")
+    max_attempts: Count = Field(3, description="Tries of a question whose reply cannot be used, over all runs.")
+    max_retry_after_s: NotNegative = Field(
+        120.0, description="Longest wait in seconds that the endpoint may ask for; beyond it the run pauses (exit code 75)."
+    )
+    input_price: NotNegative | None = Field(None, description="US dollars a million input tokens; null: the packaged table, if it knows.")
+    output_price: NotNegative | None = Field(None, description="US dollars a million output tokens; null: the packaged table.")
 
 
 class RouterOptions(Section):
@@ -282,12 +339,19 @@ class Recipe(Section):
     output: Path = Field(Path("model"), description="The folder for the model and its reports, from the folder of the recipe.")
     backbone: BackboneOptions = Field(default_factory=BackboneOptions)
     data: DataOptions = Field(description="the section that names the files to learn from")
+    labeling: LabelingOptions = Field(default_factory=LabelingOptions)
     router: RouterOptions = Field(default_factory=RouterOptions)
     task_model: TaskModelOptions = Field(default_factory=TaskModelOptions)
     experts: ExpertOptions = Field(default_factory=ExpertOptions)
     aggregator: AggregatorOptions = Field(default_factory=AggregatorOptions)
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """Files of which only the capability labels are used: `data.labels`, and what `dmoerm label` has written."""
+        written = (self.labeling.output,) if self.labeling.model is not None and self.labeling.output.is_file() else ()
+        return (*self.data.labels, *(path for path in written if path not in self.data.labels))
 
     @model_validator(mode="after")
     def _paper_means_paper(self) -> "Recipe":
@@ -343,11 +407,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """12 hex digits over all values but the output folder: equal hashes, equal recipes.
+    """12 hex digits over all values but the output folder and the section `labeling`, whose labels count as data.
 
     Data files count by their absolute path, not by their content: a moved folder changes the hash.
     """
-    values = json.dumps(recipe.model_dump(mode="json", exclude={"output"}), sort_keys=True)
+    values = json.dumps(recipe.model_dump(mode="json", exclude={"output", "labeling"}), sort_keys=True)
     return hashlib.sha256(values.encode()).hexdigest()[:12]
 
 
@@ -416,7 +480,16 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     if _is_folder(backbone.name):
         backbone = backbone.model_copy(update={"name": str(absolute(Path(backbone.name)))})
     taxonomy = recipe.taxonomy if recipe.taxonomy == "paper" else absolute(Path(recipe.taxonomy))
-    return recipe.model_copy(update={"output": absolute(recipe.output), "taxonomy": taxonomy, "data": data, "backbone": backbone})
+    labeling = recipe.labeling.model_copy(
+        update={
+            "store": absolute(recipe.labeling.store),
+            "output": absolute(recipe.labeling.output),
+            "template": None if recipe.labeling.template is None else absolute(recipe.labeling.template),
+        }
+    )
+    return recipe.model_copy(
+        update={"output": absolute(recipe.output), "taxonomy": taxonomy, "data": data, "labeling": labeling, "backbone": backbone}
+    )
 
 
 def _is_folder(backbone: str) -> bool:
@@ -435,6 +508,8 @@ def _missing_files(recipe: Recipe, document: YamlDocument) -> Iterator[str]:
                 yield f"{document.where(('data', key, index))}: data.{key} names {file}, which is not a file. Correct the path"
     if recipe.taxonomy != "paper" and not Path(recipe.taxonomy).is_file():
         yield f"{document.where(('taxonomy',))}: taxonomy names {recipe.taxonomy}, which is not a file; expected a file, or paper"
+    if recipe.labeling.template is not None and not recipe.labeling.template.is_file():
+        yield f"{document.where(('labeling', 'template'))}: labeling.template names {recipe.labeling.template}, which is not a file"
     if _is_folder(recipe.backbone.name) and not Path(recipe.backbone.name).is_dir():
         yield f"{document.where(('backbone', 'name'))}: backbone.name is {recipe.backbone.name}, which is not a folder"
 

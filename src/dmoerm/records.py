@@ -30,11 +30,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityLabel:
-    """On `capability`, response `preferred` is better than response `other` (indices into `Comparison.responses`)."""
+    """On `capability`, response `preferred` is better than response `other` (indices into `Comparison.responses`).
+
+    `probability` is how sure the judge is of that, 0.5 to 1; 1 where nobody has asked it.
+    """
 
     capability: str
     preferred: int
     other: int
+    probability: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,11 @@ import argparse
 import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmoerm.cli.main import DONE, FAILED
-from dmoerm.cli.options import print_json, read_recipe
+from dmoerm.cli.options import print_json, read_recipe, terminal_colours
 
 if TYPE_CHECKING:
     from dmoerm.data.doctor import DoctorReport
@@ -64,7 +63,7 @@ def _check_files(args: argparse.Namespace) -> "DoctorReport":
     if args.json:
         print_json(report.as_dict())
     else:
-        print(report.as_text(shutil.get_terminal_size().columns, colour=_colours()))
+        print(report.as_text(shutil.get_terminal_size().columns, colour=terminal_colours()))
     return report
 
 
@@ -85,14 +84,10 @@ def _check_recipe(args: argparse.Namespace) -> "DoctorReport":
 def _command(recipe: "Recipe") -> str:
     """The command that shows the whole report. It takes the default thresholds, as it does not know the recipe."""
     data = recipe.data
-    files = [_relative(path) for path in (*data.comparisons, *data.labels)]
+    files = [_relative(path) for path in (*data.comparisons, *recipe.label_files)]
     test = ["--test", *map(_relative, data.test)] if data.test else []
     return shlex.join(["dmoerm", "check", *files, *test])
 
 
 def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_file() else str(path)
-
-
-def _colours() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "quickstart": ("dmoerm.cli.quickstart", "train, evaluate and explain a model on the bundled sample"),
     "init": ("dmoerm.cli.init", "write a commented recipe and taxonomy to start from"),
     "check": ("dmoerm.cli.check", "look for what is wrong with preference files, or show the plan of a recipe"),
+    "label": ("dmoerm.cli.label", "ask a judge model which response is better on each capability, and say what its labels are worth"),
     "train": ("dmoerm.cli.train", "train router, task models, experts and aggregators"),
     "add-capability": ("dmoerm.cli.add_capability", "give a category of a trained model one more expert"),
     "add-category": ("dmoerm.cli.add_category", "give a trained model one more category"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ __all__ = [
     "quiet_libraries",
     "read_recipe",
     "read_run",
+    "terminal_colours",
 ]
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -131,6 +133,11 @@ def quiet_libraries() -> None:
 def print_json(value: Any) -> None:
     """One JSON document to stdout."""
     print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def terminal_colours() -> bool:
+    """Whether stdout is a terminal that takes colours."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def progress_line(what: str, *, quiet: bool) -> Callable[[int, int | None], None]:

@@ -183,7 +183,7 @@ def _files(recipe: Recipe, data: RunData) -> Iterable[FilePlan]:
     train, labels, test = by_file(data.comparisons), by_file(data.labels), by_file(data.test)
     for path in recipe.data.comparisons:
         yield FilePlan(str(path), "comparisons", data.formats[str(path)], train[str(path)], test[str(path)])
-    for path in recipe.data.labels:
+    for path in recipe.label_files:
         yield FilePlan(str(path), "labels", data.formats[str(path)], labels[str(path)], 0)
     tested = {prompt_hash(c.prompt) for c in data.test}
     for path in recipe.data.prompts:

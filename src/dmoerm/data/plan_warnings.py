@@ -67,7 +67,10 @@ def _size_warnings(plan: "RunPlan", recipe: Recipe, data: RunData) -> Iterable[s
 
 def _label_warnings(plan: "RunPlan", data: RunData) -> Iterable[str]:
     if plan.label_comparisons == 0:
-        yield "no capability labels: every category is judged by its task model alone. Name files in data.labels"
+        yield (
+            "no capability labels: every category is judged by its task model alone. Name files in data.labels, or let "
+            "dmoerm label ask a judge"
+        )
         return
     for category in plan.categories:
         few = {name: count.labels for name, count in category.labels.items() if name not in category.experts and count.labels}

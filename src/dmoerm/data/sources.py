@@ -61,7 +61,7 @@ def load_run_data(recipe: Recipe) -> RunData:
     files = _Files(recipe, recipe_taxonomy(recipe))
     notes = files.notes
     comparisons = files.read(recipe.data.comparisons)
-    labels = files.read(recipe.data.labels)
+    labels = files.read(recipe.label_files)
     prompts = [row for path in recipe.data.prompts for row in files.read_prompts(path)]
     if recipe.data.test:
         test = files.read(recipe.data.test)
@@ -89,9 +89,10 @@ class _Files:
     rows: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     aspects: set[str] = field(default_factory=set)
+    of_id: dict[str, tuple[object, object]] = field(default_factory=dict)
 
     def read(self, paths: Sequence[Path]) -> list[Comparison]:
-        """The comparisons of some files, each once, with ids that no other file uses."""
+        """The comparisons of some files, each once, with ids that stand for nothing else in any file of the recipe."""
         kept: list[Comparison] = []
         seen: set[tuple[object, ...]] = set()
         ids: set[str] = set()
@@ -106,9 +107,12 @@ class _Files:
                     self.notes["repeated comparisons"] += 1
                 else:
                     seen.add(key)
+                    texts = (named.prompt, named.responses)
                     candidates = (named.id, f"{path.stem}/{named.id}", f"{path}/{named.id}")
-                    unique = next(candidate for candidate in candidates if candidate not in ids)
+                    # Labels of a comparison keep its id, so that its responses are rendered and computed once.
+                    unique = next(name for name in candidates if name not in ids and self.of_id.get(name, texts) == texts)
                     ids.add(unique)
+                    self.of_id[unique] = texts
                     kept.append(replace(named, id=unique))
         return kept
 
@@ -191,13 +195,13 @@ def with_aspects(comparison: Comparison, aspects: Mapping[str, str | None]) -> C
     if not aspects or not comparison.labels:
         return comparison
     named = ((aspects.get(label.capability, label.capability), label) for label in comparison.labels)
-    labels = dict.fromkeys(replace(label, capability=name) for name, label in named if name is not None)
+    labels: dict[tuple[str, int, int], CapabilityLabel] = {}
+    for name, label in named:
+        if name is not None:
+            labels.setdefault((name, label.preferred, label.other), replace(label, capability=name))
     # Two aspects that count to one capability say nothing where they disagree.
-    return replace(comparison, labels=tuple(label for label in labels if _opposite(label) not in labels))
-
-
-def _opposite(label: CapabilityLabel) -> CapabilityLabel:
-    return CapabilityLabel(label.capability, label.other, label.preferred)
+    kept = (label for (name, preferred, other), label in labels.items() if (name, other, preferred) not in labels)
+    return replace(comparison, labels=tuple(kept))
 
 
 def _without_test_prompts(

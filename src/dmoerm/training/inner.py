@@ -380,7 +380,7 @@ class _Side:
         if not self.experts:
             return
         work, plan = self.work, self.plan
-        items, held_items = (self._expert_items(part.labelled) for part in (train, held))
+        items, held_items = self._expert_items(train.labelled), self._expert_items(held.labelled, soft=False)
         head_D = run.task.heads_KD.detach()[0]
         task_weights = {name: parameter for name, parameter in run.task.named_parameters() if name in run.task_results[0].weights}
         unit = self._unit(
@@ -467,9 +467,9 @@ class _Side:
         margins = [c.margin for c in comparisons] if self.plan.task_shape.use_margin else None
         return task_items([self._pairs(c) for c in comparisons], margins)
 
-    def _expert_items(self, labelled: Sequence[Comparison]) -> list[Item]:
+    def _expert_items(self, labelled: Sequence[Comparison], *, soft: bool = True) -> list[Item]:
         rows, member = self.work.rows.of_comparison, self.plan.expert_shape.task_member
-        return expert_items([(rows[c.id], c.labels) for c in labelled], self.experts, task_member=member)
+        return expert_items([(rows[c.id], c.labels) for c in labelled], self.experts, task_member=member, soft=soft)
 
     def _pairs(self, comparison: Comparison) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         return self.work.rows.of_comparison[comparison.id], [(pair.chosen, pair.rejected) for pair in comparison.pairs()]

@@ -36,16 +36,32 @@ class ExpertShape:
 
 
 def expert_items(
-    comparisons: Sequence[tuple[tuple[int, ...], Sequence[CapabilityLabel]]], capabilities: Sequence[str], *, task_member: bool
+    comparisons: Sequence[tuple[tuple[int, ...], Sequence[CapabilityLabel]]],
+    capabilities: Sequence[str],
+    *,
+    task_member: bool,
+    soft: bool = True,
 ) -> list[Item]:
-    """Items of phase 2 from (rows, labels) of each comparison; labels of unknown capabilities and comparisons without any fall away."""
+    """Items of phase 2 from (rows, labels) of each comparison; labels of unknown capabilities and comparisons without any fall away.
+
+    A label of which the judge was only p sure is learned as such: −p log σ(m) − (1 − p) log σ(−m) for the margin m, which is the pair with
+    weight p and the turned pair with weight 1 − p. With `soft` False it counts like any other, as where agreement is measured.
+    """
     first = 1 if task_member else 0
     place = {capability: first + index for index, capability in enumerate(capabilities)}
     items = []
     for rows, labels in comparisons:
-        pairs = tuple((label.preferred, label.other, place[label.capability]) for label in labels if label.capability in place)
+        pairs, shares = [], []
+        for label in labels:
+            if label.capability in place:
+                sure = label.probability if soft else 1.0
+                pairs.append((label.preferred, label.other, place[label.capability]))
+                shares.append(sure)
+                if sure < 1.0:
+                    pairs.append((label.other, label.preferred, place[label.capability]))
+                    shares.append(1.0 - sure)
         if pairs:
-            items.append(Item(rows, pairs))
+            items.append(Item(rows, tuple(pairs), shares=tuple(shares) if min(shares) < 1.0 else ()))
     return items
 
 

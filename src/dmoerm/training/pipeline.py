@@ -161,7 +161,17 @@ def run_fingerprint(recipe: Recipe, data: RunData, backbone: Backbone, renderer:
 
     The number of threads is not in it: it moves results by rounding only.
     """
-    skipped = {"output", "evaluation", "data.comparisons", "data.labels", "data.prompts", "data.test", "taxonomy", "backbone.name"}
+    skipped = {
+        "output",
+        "evaluation",
+        "labeling",
+        "data.comparisons",
+        "data.labels",
+        "data.prompts",
+        "data.test",
+        "taxonomy",
+        "backbone.name",
+    }
     skipped |= {f"training.{name}" for name in ("report_to", "device", "trunk_cache_mib", "checkpoint_steps", "gradient_checkpointing")}
     fields = {name: value for name, value in _flat(recipe.model_dump(mode="json")) if not skipped & {name, name.partition(".")[0]}}
     for name, rows in (("comparisons", data.comparisons), ("labels", data.labels), ("test", data.test)):

@@ -56,21 +56,24 @@ NOT_FINITE = "Nothing was stored from it. Lower the learning rate, or use traini
 class Item:
     """One comparison as a phase sees it: its rows, and pairs (better, worse, member) with the first two as positions in `rows`.
 
-    `margin` is what the loss asks of each pair, reward units.
+    `margin` is what the loss asks of each pair, reward units. `shares` weighs the pairs of a member against each other; empty: alike.
     """
 
     rows: tuple[int, ...]
     pairs: tuple[tuple[int, int, int], ...]
     margin: float = 0.0
+    shares: tuple[float, ...] = ()
 
     def members(self) -> tuple[int, ...]:
         """Members that some pair speaks about, ascending."""
         return tuple(sorted({member for _, _, member in self.pairs}))
 
     def weights(self) -> list[float]:
-        """Weight of each pair: 1 over the number of pairs of the same member in this comparison."""
+        """Weight of each pair: its share among the pairs of the same member in this comparison; each member's add up to 1."""
         members = [member for _, _, member in self.pairs]
-        return [1.0 / members.count(member) for member in members]
+        shares = self.shares or (1.0,) * len(members)
+        total = {member: sum(s for s, m in zip(shares, members, strict=True) if m == member) for member in set(members)}
+        return [share / total[member] for share, member in zip(shares, members, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def examine_recipe(recipe: Recipe) -> DoctorReport:
         result = read_comparisons(path, data.formats.get(str(path), "auto"), "skip", rejected_dir, data.rank_order)
         return dataclasses.replace(result, comparisons=[_as_trained(comparison, recipe, taxonomy) for comparison in result.comparisons])
 
-    listed = ((data.comparisons, TRAIN), (data.labels, LABELS), (data.test, TEST))
+    listed = ((data.comparisons, TRAIN), (recipe.label_files, LABELS), (data.test, TEST))
     return examine_corpus(read_corpus([(path, role) for paths, role in listed for path in paths], Context.of_recipe(recipe), read))
 
 

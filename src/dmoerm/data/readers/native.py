@@ -1,7 +1,8 @@
 """Our own format: any number of responses with ranks, and labels of capabilities.
 
     {"id"?, "prompt": str | [{"role", "content"}], "responses": [str | {"text", "author"?}], "ranks": [int], "category"?,
-     "capability_ranks"?: {name: [int | null]}, "labels"?: [{"capability", "preferred", "other"}], "margin"?: number, "subset"?: str}
+     "capability_ranks"?: {name: [int | null]}, "labels"?: [{"capability", "preferred", "other", "probability"?}], "margin"?: number,
+     "subset"?: str}
 
 Rank 1 is best and ties are allowed. `capability_ranks` ranks the responses on one capability: every two responses with different ranks
 give a label, null ranks give none. `labels` says the same of single pairs by index from 0, for judgements that are no full ranking;
@@ -82,11 +83,14 @@ def to_native(comparison: Comparison) -> dict[str, Any]:
     if comparison.category is not None:
         row["category"] = comparison.category
     if comparison.labels:
-        row["labels"] = [
-            {"capability": label.capability, "preferred": label.preferred, "other": label.other} for label in comparison.labels
-        ]
+        row["labels"] = [_label_row(label) for label in comparison.labels]
     row |= {name: value for name, value in (("margin", comparison.margin), ("subset", comparison.subset)) if value is not None}
     return row
+
+
+def _label_row(label: CapabilityLabel) -> dict[str, Any]:
+    row = {"capability": label.capability, "preferred": label.preferred, "other": label.other}
+    return row if label.probability == 1.0 else row | {"probability": label.probability}
 
 
 def _response(value: object, where: str) -> tuple[str, str | None]:
@@ -112,11 +116,12 @@ def _single_labels(value: object, size: int) -> list[CapabilityLabel]:
     for number, item in enumerate(list_value([] if value is None else value, '"labels"'), 1):
         where = f'"labels", item {number}'
         data = object_value(item, where)
-        check_fields(data, ("capability", "preferred", "other"))
+        check_fields(data, ("capability", "preferred", "other"), ("probability",))
         preferred, other = (_index(data[name], f'"{name}" of {where}', size) for name in ("preferred", "other"))
         if preferred == other:
             raise DataError(f"{where} prefers response {preferred} to itself.")
-        labels.append(CapabilityLabel(text_field(data, "capability"), preferred, other))
+        probability = _probability(data.get("probability", 1.0), f'"probability" of {where}')
+        labels.append(CapabilityLabel(text_field(data, "capability"), preferred, other, probability))
     return labels
 
 
@@ -124,6 +129,12 @@ def _rank(value: object, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DataError(f"{where} holds {value!r}; expected whole numbers from 1 (best) on.")
     return value
+
+
+def _probability(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.5 <= value <= 1.0:
+        raise DataError(f"{where} is {value!r}; expected 0.5 to 1, how sure the judge is that the preferred response is the better one.")
+    return float(value)
 
 
 def _index(value: object, where: str, size: int) -> int:

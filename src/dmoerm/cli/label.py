@@ -1,0 +1,385 @@
+"""`dmoerm label RECIPE`: ask the judge; `dmoerm label status | report | export | import | reparse | salvage RECIPE`: what came of it."""
+
+import argparse
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmoerm.cli.label_text import progress_text, status_text, summary_text
+from dmoerm.cli.main import DONE, FAILED, INTERRUPTED, PARTLY_DONE, PAUSED
+from dmoerm.cli.options import print_json, read_recipe, terminal_colours
+
+if TYPE_CHECKING:
+    from dmoerm.labeling.formats import FormatComparison
+    from dmoerm.labeling.judged import JudgedPair
+    from dmoerm.labeling.plan import LabelPlan
+    from dmoerm.labeling.run import Progress, RunResult
+    from dmoerm.recipe import Recipe
+
+__all__ = ["ACTIONS", "add_arguments", "run"]
+
+_SECONDS_BETWEEN_LINES = 30.0
+"""Between two progress lines where stderr is no terminal."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `dmoerm label`."""
+    parser.add_argument(
+        "words",
+        metavar="[ACTION] RECIPE|FILE",
+        nargs="+",
+        help="a recipe with labeling.model. ACTION: run (when left out), status, report (of judgement files, too, and of several judges "
+        "beside each other), export, import (a judgement file after the recipe), reparse (read stored replies again), salvage (a damaged "
+        "store)",
+    )
+    parser.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="replace one value of the recipe; may be repeated"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="run: show calls, tokens and cost, send nothing")
+    parser.add_argument("--max-cost", metavar="USD", type=float, help="run: stop before the store has cost more, earlier runs counted")
+    parser.add_argument("--max-requests", metavar="N", type=int, help="run: stop after this many requests of this run")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="export: another file than labeling.output")
+    parser.add_argument(
+        "--to",
+        choices=("labels", "judgements"),
+        default="labels",
+        help="export: labels for training, or every verdict in both orders, as a file of two-order judgements",
+    )
+    parser.add_argument(
+        "--against", metavar="SECTION.KEY=VALUE", help="report: compare with the same pairs labelled under this other setting"
+    )
+    parser.add_argument("--html", metavar="PAGE.html", type=Path, help="report: also write a page")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the first word says.
+
+    Raises:
+        ConfigError: too few or too many words for that action, or a flag of another one.
+    """
+    from dmoerm.errors import ConfigError
+
+    action, *paths = args.words if args.words[0] in ACTIONS else ["run", *args.words]
+    if action == "report":
+        return _report(args, list(map(Path, paths)))
+    expected = 2 if action == "import" else 1
+    if len(paths) != expected:
+        what = "a recipe and a judgement file" if action == "import" else "one recipe"
+        raise ConfigError(f"dmoerm label {action}: expected {what}, got {len(paths)} ({', '.join(paths) or 'nothing'})")
+    return ACTIONS[action](args, read_recipe(Path(paths[0]), args.set), *map(Path, paths[1:]))
+
+
+# --- run --------------------------------------------------------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace, recipe: "Recipe") -> int:
+    from dmoerm.errors import ConfigError
+    from dmoerm.labeling.judge import api_key
+    from dmoerm.labeling.run import Limits, label
+    from dmoerm.labeling.store import Store, network_file_system
+
+    plan = _plan(recipe)
+    if args.dry_run:
+        return _dry_run(args, plan)
+    if args.max_cost is not None and plan.prices is None:
+        raise ConfigError(
+            f"--max-cost: the price of {plan.settings.model} is not known; set labeling.input_price and labeling.output_price "
+            "(US dollars a million tokens)"
+        )
+    key = api_key(recipe.labeling)
+    mounted = network_file_system(recipe.labeling.store)
+    if mounted is not None:
+        print(
+            f"warning: {recipe.labeling.store} lies on a network file system ({mounted}); locks and flushes may not hold there. "
+            "A local disk is safer",
+            file=sys.stderr,
+        )
+    _say_left_out(plan)
+    with Store(recipe.labeling.store, write=True) as store:
+        result = asyncio.run(
+            label(plan, store, key, Limits(args.max_cost, args.max_requests), progress=_progress_printer(quiet=args.quiet))
+        )
+        return _finish(args, recipe, plan, store, result)
+
+
+def _finish(args: argparse.Namespace, recipe: "Recipe", plan: "LabelPlan", store: Any, result: "RunResult") -> int:
+    """Write the labels, and say how the run ended."""
+    from dmoerm.labeling.canaries import canary_result
+    from dmoerm.labeling.labels import labelled_comparisons, write_labels
+
+    settings = plan.settings.fingerprint
+    answers = store.answers(settings)
+    written = write_labels(recipe.labeling.output, labelled_comparisons(plan.pairs, settings, answers))
+    canaries = canary_result(settings, answers, plan.canaries) if plan.canaries else None
+    now = result.progress
+    if args.json:
+        print_json(
+            {
+                "ended": result.ended,
+                "reason": result.reason,
+                "questions": now.total,
+                "answered": now.done,
+                "given_up": now.given_up,
+                "requests": now.sent,
+                "outcomes": dict(result.outcomes),
+                "cost": now.cost,
+                "unknown_usage": result.unknown_usage,
+                "seconds": round(result.seconds, 2),
+                "labels": written.labels,
+                "comparisons": written.rows,
+                "output": str(written.path),
+            }
+        )
+    else:
+        print(summary_text(result))
+        print(f"{written.labels:,} labels on {written.rows:,} comparisons: {written.path}")
+    for warning in [] if canaries is None else canaries.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for part in sorted(result.dropped):
+        what = "sent as max_completion_tokens" if part == "max_tokens" else "left out"
+        print(f"note: the endpoint does not take {part}; it was {what}", file=sys.stderr)
+    if result.ended in ("failed", "paused", "limit"):
+        print(f"{'error' if result.ended == 'failed' else result.ended}: {result.reason}. {_NEXT[result.ended]}", file=sys.stderr)
+    if result.ended == "done":
+        return PARTLY_DONE if now.given_up else DONE
+    return {"failed": FAILED, "paused": PAUSED, "limit": PARTLY_DONE, "interrupted": INTERRUPTED}[result.ended]
+
+
+_NEXT = {
+    "failed": "What was answered is kept; the same command goes on once this is put right",
+    "paused": "What was answered is kept; come back later with the same command",
+    "limit": "What was answered is kept; a larger limit goes on",
+}
+
+
+def _dry_run(args: argparse.Namespace, plan: "LabelPlan") -> int:
+    from dmoerm.labeling.costs import estimate_rest
+    from dmoerm.labeling.store import Store
+
+    path = plan.options.store
+    if path.is_file():
+        with Store(path, write=False) as store:
+            estimate = estimate_rest(plan, store)
+    else:
+        estimate = estimate_rest(plan, None)
+    if args.json:
+        print_json(
+            {
+                "model": plan.settings.model,
+                "pairs": len(plan.pairs),
+                "calls": estimate.calls,
+                "answered": estimate.answered,
+                "input_tokens": estimate.input_tokens,
+                "output_tokens": estimate.output_tokens,
+                "cost": estimate.dollars,
+                "prices": None if plan.prices is None else plan.prices.source,
+                "left_out": dict(plan.left_out),
+            }
+        )
+        return DONE
+    _say_left_out(plan)
+    calls = f"{estimate.calls:,} calls to {plan.settings.model} at {plan.settings.base_url}"
+    print(f"{len(plan.pairs):,} pairs, {calls}; {estimate.answered:,} questions are answered already")
+    print(f"about {estimate.input_tokens:,} input and {estimate.output_tokens:,} output tokens, estimated from the length of the texts")
+    if estimate.dollars is None or plan.prices is None:
+        print("cost unknown: set labeling.input_price and labeling.output_price (US dollars a million tokens)")
+    else:
+        print(f"about ${estimate.dollars:,.4g} at ${plan.prices.input:g} and ${plan.prices.output:g} a million ({plan.prices.source})")
+    return DONE
+
+
+def _say_left_out(plan: "LabelPlan") -> None:
+    for reason, count in plan.left_out.items():
+        print(f"{count:,} comparisons {reason}", file=sys.stderr)
+
+
+def _progress_printer(*, quiet: bool) -> Callable[["Progress"], None]:
+    """One changing line on a terminal, a line now and then elsewhere."""
+    live = sys.stderr.isatty()
+    shown = time.monotonic()
+
+    def show(now: "Progress") -> None:
+        nonlocal shown
+        if quiet or (not live and time.monotonic() - shown < _SECONDS_BETWEEN_LINES):
+            return
+        shown = time.monotonic()
+        finished = now.done + now.given_up >= now.total
+        line = progress_text(now)
+        sys.stderr.write(("\r\x1b[K" + ("" if finished else line)) if live else line + "\n")
+        sys.stderr.flush()
+
+    return show
+
+
+# --- the other actions --------------------------------------------------------------------------------------------------------------------
+
+
+def _status(args: argparse.Namespace, recipe: "Recipe") -> int:
+    from dmoerm.labeling.status import label_status
+    from dmoerm.labeling.store import Store
+
+    plan = _plan(recipe)
+    with Store(recipe.labeling.store, write=False) as store:
+        status = label_status(plan, store)
+    if args.json:
+        print_json(status.as_dict())
+    else:
+        print(status_text(status))
+    return DONE
+
+
+def _export(args: argparse.Namespace, recipe: "Recipe") -> int:
+    from dmoerm.labeling.labels import labelled_comparisons, write_judgements, write_labels
+    from dmoerm.labeling.store import Store
+
+    plan = _plan(recipe)
+    settings = plan.settings.fingerprint
+    with Store(recipe.labeling.store, write=False) as store:
+        answers = store.answers(settings)
+    if args.to == "labels":
+        path = args.output or recipe.labeling.output
+        written = write_labels(path, labelled_comparisons(plan.pairs, settings, answers))
+    else:
+        path = args.output or recipe.labeling.output.with_name("judgements.jsonl.gz")
+        written = write_judgements(path, plan.pairs, settings, answers)
+    if args.json:
+        print_json({"output": str(written.path), "rows": written.rows, "labels": written.labels, "left_out": written.left_out})
+    else:
+        print(f"{written.labels:,} labels in {written.rows:,} rows: {written.path}")
+        if written.left_out:
+            print(f"{written.left_out:,} pairs without a preference were left out: this format names a chosen and a rejected response")
+    return DONE
+
+
+def _import(args: argparse.Namespace, recipe: "Recipe", path: Path) -> int:
+    from dmoerm.labeling.imports import import_judgements
+    from dmoerm.labeling.judged import read_judged
+    from dmoerm.labeling.store import Store
+
+    plan = _plan(recipe)
+    judged = read_judged(path)
+    with Store(recipe.labeling.store, write=True) as store:
+        count = asyncio.run(import_judgements(plan, store, judged, path.name))
+    if args.json:
+        print_json({"imported": count, "pairs": len(judged)})
+    else:
+        print(f"{count:,} questions of the recipe are answered by {path}; dmoerm label asks the rest")
+    return DONE
+
+
+def _reparse(args: argparse.Namespace, recipe: "Recipe") -> int:
+    from dmoerm.labeling.imports import reparse
+    from dmoerm.labeling.store import Store
+
+    with Store(recipe.labeling.store, write=True) as store:
+        before, after, replies = reparse(store)
+    if args.json:
+        print_json({"replies": replies, "answered_before": before, "answered": after})
+    else:
+        print(f"{replies:,} stored replies read again, nothing sent: {after:,} questions answered, {before:,} before")
+    return DONE
+
+
+def _salvage(args: argparse.Namespace, recipe: "Recipe") -> int:
+    from dmoerm.labeling.store import salvage
+
+    counts = salvage(recipe.labeling.store)
+    if args.json:
+        print_json(counts)
+    else:
+        print(
+            f"{recipe.labeling.store}: {counts['attempts']:,} attempts and {counts['verdicts']:,} verdicts could be read; the damaged file "
+            "is kept beside it. dmoerm label reparse makes verdicts from the attempts"
+        )
+    return DONE
+
+
+def _report(args: argparse.Namespace, paths: list[Path]) -> int:
+    from dmoerm.errors import ConfigError
+    from dmoerm.evaluation.label_page import label_sections
+    from dmoerm.evaluation.report import write_report
+    from dmoerm.labeling.agreement import label_report
+
+    recipes = [path for path in paths if path.suffix.lower() in (".yaml", ".yml")]
+    if not paths or len(recipes) > 1:
+        raise ConfigError("dmoerm label report: expected a recipe, judgement files, or a recipe and judgement files of other judges")
+    pairs, minimum = _judged(recipes, [path for path in paths if path not in recipes], args.set)
+    report = label_report(pairs, minimum_labels=minimum)
+    formats = _formats(args, recipes)
+    if args.json:
+        print_json(report.as_dict() | ({"formats": formats.as_dict()} if formats else {}))
+    else:
+        width, colour = shutil.get_terminal_size().columns, terminal_colours()
+        print(report.as_text(width, colour=colour))
+        if formats:
+            print(formats.as_text(width, colour=colour))
+    if args.html:
+        write_report(args.html, "What the labels are worth", label_sections(report, formats), subtitle=", ".join(map(str, paths)))
+    return DONE
+
+
+def _judged(recipes: list[Path], files: list[Path], overrides: list[str]) -> tuple[list["JudgedPair"], int]:
+    """The judged pairs of a recipe's store and of judgement files, and how many labels an expert needs."""
+    from dmoerm.labeling.judged import read_judged
+    from dmoerm.recipe import ExpertOptions
+
+    pairs = [pair for path in files for pair in read_judged(path)]
+    minimum = ExpertOptions().minimum_labels
+    for path in recipes:
+        recipe = read_recipe(path, overrides)
+        pairs += _stored(recipe)
+        minimum = recipe.experts.minimum_labels
+    return pairs, minimum
+
+
+def _stored(recipe: "Recipe") -> list["JudgedPair"]:
+    from dmoerm.labeling.labels import judged_pairs
+    from dmoerm.labeling.store import Store
+
+    plan = _plan(recipe)
+    settings = plan.settings.fingerprint
+    with Store(recipe.labeling.store, write=False) as store:
+        return judged_pairs(plan.pairs, settings, store.answers(settings), plan.settings.model)
+
+
+def _formats(args: argparse.Namespace, recipes: list[Path]) -> "FormatComparison | None":
+    """One call a capability against one call for all, where --against names the other of the two."""
+    from dmoerm.errors import ConfigError
+    from dmoerm.labeling.formats import compare_formats
+
+    if args.against is None:
+        return None
+    if len(recipes) != 1:
+        raise ConfigError("--against compares two ways of asking under one recipe; name a recipe")
+    sides = [read_recipe(recipes[0], [*args.set, *extra]) for extra in ([], [args.against])]
+    if {side.labeling.calls for side in sides} != {"one_capability", "all_capabilities"}:
+        raise ConfigError(
+            f"--against {args.against}: expected the other value of labeling.calls (one_capability or all_capabilities): that is what is "
+            "compared"
+        )
+    one, many = sorted(sides, key=lambda side: side.labeling.calls == "all_capabilities")
+    return compare_formats(_stored(one), _stored(many))
+
+
+def _plan(recipe: "Recipe") -> "LabelPlan":
+    from dmoerm.data.sources import load_run_data
+    from dmoerm.labeling.plan import plan_labels
+
+    return plan_labels(recipe, load_run_data(recipe))
+
+
+ACTIONS: dict[str, Callable[..., int]] = {
+    "run": _run,
+    "status": _status,
+    "report": _report,
+    "export": _export,
+    "import": _import,
+    "reparse": _reparse,
+    "salvage": _salvage,
+}
+"""What the first word may be. Each takes the arguments and the recipe."""

@@ -1,0 +1,75 @@
+"""What `dmoerm label` says: the line of progress, the end of a run, and where a plan stands."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dmoerm.labeling.run import Progress, RunResult
+    from dmoerm.labeling.status import LabelStatus
+
+__all__ = ["progress_text", "status_text", "summary_text"]
+
+
+def progress_text(now: "Progress") -> str:
+    """One line: how far, how fast, how dear, and the least consistent capabilities."""
+    from dmoerm.training.progress import clock
+
+    parts = [f"labelled {now.done:,} of {now.total:,}, {now.rate:,.1f}/s"]
+    if now.left_s is not None:
+        parts.append(f"{clock(now.left_s)} left")
+    if now.cost is not None:
+        parts.append(f"${now.cost:,.4g}")
+    if now.given_up:
+        parts.append(f"{now.given_up:,} given up")
+    parts.append(f"held for {now.held_s:.0f} s" if now.held_s >= 1 else f"{now.under_way} under way")
+    complete = sum(now.tally.complete.values())
+    if complete:
+        shares = {name: now.tally.consistent[name] / count for name, count in now.tally.complete.items() if count >= 10}
+        least = sorted(shares, key=lambda name: shares[name])[:3]
+        worst = "".join(f", {name} {shares[name]:.0%}" for name in least)
+        parts.append(f"consistent {sum(now.tally.consistent.values()) / complete:.0%}{worst}")
+    return ", ".join(parts)
+
+
+def summary_text(result: "RunResult") -> str:
+    """How a run ended, in one or two lines."""
+    from dmoerm.training.progress import clock
+
+    now = result.progress
+    cost = "cost unknown (no price)" if now.cost is None else f"${now.cost:,.4g} in all"
+    unknown = (
+        f", {result.unknown_usage:,} of them estimated, as the endpoint counted no tokens" if result.unknown_usage and now.cost else ""
+    )
+    failed = ", ".join(f"{count:,} {name}" for name, count in sorted(result.outcomes.items()) if count and name != "answered")
+    lines = [
+        f"{now.done:,} of {now.total:,} questions answered, {now.given_up:,} given up; {now.sent:,} requests in {clock(result.seconds)}; "
+        f"{cost}{unknown}"
+    ]
+    return "\n".join([*lines, f"not answered: {failed}"] if failed else lines)
+
+
+def status_text(status: "LabelStatus") -> str:
+    """Where a plan stands, a line a point."""
+    still = status.questions - status.answered - status.given_up
+    cost = "cost unknown" if status.cost is None else f"${status.cost:,.4g} spent"
+    lines = [f"{status.answered:,} of {status.questions:,} questions answered, {still:,} open, {status.given_up:,} given up; {cost}"]
+    if status.unknown_usage:
+        lines.append(f"{status.unknown_usage:,} attempts may have been billed without a count of tokens; their cost is estimated")
+    if status.lost:
+        lines.append(f"{status.lost:,} requests were under way when a run was stopped; they are asked again")
+    if status.failures:
+        lines.append("failed attempts at open questions: " + ", ".join(f"{n:,} {name}" for name, n in sorted(status.failures.items())))
+    for change, count in sorted(status.superseded.items(), key=lambda item: -item[1]):
+        lines.append(f"{count:,} open questions have an answer that does not count: asked with another {change}")
+    if status.canaries is not None and status.canaries.plain:
+        canaries = status.canaries
+        lines.append(
+            f"known pairs: right on {canaries.right} of {canaries.plain} presentations; an injected instruction turned "
+            f"{canaries.flipped} of {canaries.injected}"
+        )
+    width = max((len(f"{place.category}/{place.capability}") for place in status.places), default=0)
+    for place in status.places:
+        name = f"{place.category}/{place.capability}".lstrip("/")
+        lines.append(
+            f"  {name:<{width}}  {place.answered:>7,} of {place.planned:>7,}{f', {place.given_up} given up' if place.given_up else ''}"
+        )
+    return "\n".join(lines)

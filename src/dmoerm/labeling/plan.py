@@ -1,0 +1,58 @@
+"""What a recipe wants labelled, and by whom: the questions of a run, before anything is sent."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from dmoerm.data.sources import RunData
+from dmoerm.labeling.canaries import canary_pairs
+from dmoerm.labeling.judge import JudgeSettings
+from dmoerm.labeling.prices import Prices, prices_of
+from dmoerm.labeling.prompts import Template, load_template
+from dmoerm.labeling.questions import AskedPair, Question, pairs_to_ask, questions_of
+from dmoerm.recipe import LabelingOptions, Recipe
+
+__all__ = ["LabelPlan", "plan_labels"]
+
+
+@dataclass(frozen=True)
+class LabelPlan:
+    """What a recipe wants labelled, and by whom.
+
+    Attributes:
+        options: the section of the recipe.
+        template: the words of a question.
+        settings: what every answer depends on.
+        pairs: what is asked, in order.
+        canaries: known pairs that are asked first.
+        left_out: comparisons that are not asked about, by reason.
+    """
+
+    options: LabelingOptions
+    template: Template
+    settings: JudgeSettings
+    pairs: list[AskedPair]
+    canaries: tuple[AskedPair, ...]
+    left_out: Mapping[str, int]
+
+    def questions(self) -> Iterator[Question]:
+        """Every call of the plan, canaries first."""
+        return questions_of(itertools.chain(self.canaries, self.pairs), self.settings.fingerprint)
+
+    @property
+    def prices(self) -> Prices | None:
+        """Of the judge; None where nobody knows them."""
+        return prices_of(self.options)
+
+
+def plan_labels(recipe: Recipe, data: RunData) -> LabelPlan:
+    """What `dmoerm label` would ask; nothing is sent, no store is opened.
+
+    Raises:
+        ConfigError: no model is named, or the template or a field of the request is wrong.
+    """
+    options = recipe.labeling
+    template = load_template(options.template, reason=options.reason)
+    settings = JudgeSettings.of(options, template)
+    pairs, left_out = pairs_to_ask(data, options)
+    return LabelPlan(options, template, settings, pairs, canary_pairs() if options.canaries else (), left_out)

@@ -1,0 +1,481 @@
+"""Where answers are kept: one SQLite file, the raw bytes of every reply before anything is read from them.
+
+An attempt is written down before its request is sent and again when its reply is there, so a run that was killed knows which requests
+may have been billed without an answer, and a full disk stops a run before the next request and not after it. One thread writes; whatever
+waits is committed together, so hundreds of answers a second need few disk flushes. The rollback journal with synchronous=FULL keeps
+every committed answer through a crash; write-ahead logging is not used (it had a corruption race until SQLite 3.51.3, and network file
+systems break it).
+
+One run at a time: the file is locked, and the second run is told who holds it. Reading (status, report, export) needs no lock.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import queue
+import secrets
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from dmoerm.errors import LabelError
+from dmoerm.labeling.judge import Exchange
+from dmoerm.labeling.questions import Question
+from dmoerm.labeling.replies import PARSER_VERSION, Outcome, Reading
+
+__all__ = ["Answer", "Store", "StoredReply", "network_file_system", "salvage"]
+
+_Result = TypeVar("_Result")
+_Connection = sqlite3.Connection
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE store (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE settings (id TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE questions (
+    key TEXT PRIMARY KEY, item TEXT NOT NULL, criteria TEXT NOT NULL, settings TEXT NOT NULL REFERENCES settings (id),
+    comparison TEXT NOT NULL, asked TEXT NOT NULL
+);
+CREATE INDEX questions_item ON questions (item);
+CREATE TABLE attempts (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL REFERENCES questions (key), started REAL NOT NULL, seconds REAL, outcome TEXT NOT NULL,
+    status INTEGER, body BLOB, detail TEXT NOT NULL DEFAULT '', request_id TEXT, input_tokens INTEGER, output_tokens INTEGER,
+    origin TEXT NOT NULL DEFAULT 'endpoint', parser INTEGER
+);
+CREATE INDEX attempts_key ON attempts (key);
+CREATE TABLE verdicts (
+    key TEXT NOT NULL REFERENCES questions (key), name TEXT NOT NULL, verdict TEXT NOT NULL, preference_a REAL, attempt INTEGER NOT NULL,
+    PRIMARY KEY (key, name)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The verdict on one point of one question, in terms of what was shown, and the judge's own probability of A where it gave one."""
+
+    verdict: str
+    preference_A: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """A reply that can be read again."""
+
+    attempt: int
+    key: str
+    asked: tuple[str, ...]
+    body: bytes
+
+
+class Store:
+    """The answers of one file. A run opens it for writing; everything else reads."""
+
+    def __init__(self, path: Path, *, write: bool) -> None:
+        """Open, and make the file where it is missing and `write` is set.
+
+        Raises:
+            LabelError: another run holds it, the file is damaged, of a newer version, or missing where it is only to be read.
+        """
+        self.path = path
+        self._lock: IO[str] | None = None
+        self._writer: _Writer | None = None
+        if not write and not path.is_file():
+            raise LabelError(f"{path}: there are no answers yet. Run dmoerm label first")
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+        try:
+            self._connection = _opened(path, write=write)
+            if write:
+                self._writer = _Writer(self._connection)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Store":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Write what waits, and let go of the file. A store that is closed stays closed."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+        connection = self.__dict__.pop("_connection", None)
+        if connection is not None:
+            connection.close()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()  # which unlocks; the file stays, as deleting it would race with the next run
+
+    # --- writing ---------------------------------------------------------------------------------------------------------------------
+
+    async def begin(self, question: Question, settings: Mapping[str, Any], *, origin: str = "endpoint") -> int:
+        """Write down that a question is about to be sent; returns the number of the attempt once that is on disk."""
+        row = (question.key, question.item, question.criteria, question.settings, question.pair.comparison.id, json.dumps(question.names))
+        started = time.time()
+
+        def write(connection: _Connection) -> int:
+            connection.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (question.settings, json.dumps(settings, sort_keys=True)))
+            connection.execute("INSERT OR IGNORE INTO questions VALUES (?, ?, ?, ?, ?, ?)", row)
+            cursor = connection.execute(
+                "INSERT INTO attempts (key, started, outcome, origin) VALUES (?, ?, ?, ?)",
+                (question.key, started, Outcome.UNDER_WAY, origin),
+            )
+            return int(cursor.lastrowid or 0)
+
+        return await self._submitted(write)
+
+    async def finish(self, attempt: int, exchange: Exchange, seconds: float) -> None:
+        """Write down what came back, unread; returns once it is on disk."""
+        row = (exchange.outcome, exchange.status, exchange.body, exchange.detail, exchange.request_id, seconds, attempt)
+        statement = "UPDATE attempts SET outcome = ?, status = ?, body = ?, detail = ?, request_id = ?, seconds = ? WHERE id = ?"
+        await self._submitted(lambda connection: connection.execute(statement, row))
+
+    def settle(self, attempt: int, key: str, reading: Reading) -> None:
+        """Write down what a reply says. Not waited for: it can be read again from the stored bytes."""
+        self._written().put(lambda connection: _settle(connection, attempt, key, reading), None)
+
+    def settle_now(self, readings: Iterable[tuple[int, str, Reading]]) -> None:
+        """The same for many replies, outside a run; returns once they are on disk."""
+        done = threading.Event()
+        failure: list[BaseException] = []
+
+        def write(connection: _Connection) -> None:
+            for attempt, key, reading in readings:
+                _settle(connection, attempt, key, reading)
+
+        def finished(error: BaseException | None, _: Any) -> None:
+            failure.extend([error] if error else [])
+            done.set()
+
+        self._written().put(write, finished)
+        done.wait()
+        if failure:
+            raise failure[0]
+
+    async def _submitted(self, write: Callable[[_Connection], _Result]) -> _Result:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Result] = loop.create_future()
+
+        def finished(error: BaseException | None, result: Any) -> None:
+            # The run may have been cancelled while the disk was busy.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_resolve, future, error, result)
+
+        self._written().put(write, finished)
+        return await future
+
+    def _written(self) -> "_Writer":
+        assert self._writer is not None, "the store is open for reading only, or closed"
+        return self._writer
+
+    # --- reading ---------------------------------------------------------------------------------------------------------------------
+
+    def secret(self) -> bytes:
+        """From which the fences of the questions are derived."""
+        return bytes(self._all("SELECT value FROM store WHERE name = 'secret'")[0][0])
+
+    def answers(self, settings: str | None = None) -> dict[str, dict[str, Answer]]:
+        """By key of the question, the verdict on each of its points; with `settings` only answers given under them."""
+        found: dict[str, dict[str, Answer]] = {}
+        rows = self._all(
+            "SELECT v.key, v.name, v.verdict, v.preference_a FROM verdicts v JOIN questions q ON q.key = v.key "
+            "WHERE ?1 IS NULL OR q.settings = ?1",
+            (settings,),
+        )
+        for key, name, verdict, preference in rows:
+            found.setdefault(key, {})[name] = Answer(verdict, preference)
+        return found
+
+    def failures(self) -> dict[str, list[str]]:
+        """By key of an unanswered question, the outcomes of its attempts, oldest first."""
+        found: dict[str, list[str]] = {}
+        rows = self._all(
+            "SELECT key, outcome FROM attempts WHERE key NOT IN (SELECT key FROM verdicts) AND outcome != ? ORDER BY id", (Outcome.UNREAD,)
+        )
+        for key, outcome in rows:
+            found.setdefault(key, []).append(outcome)
+        return found
+
+    def unread(self) -> list[StoredReply]:
+        """Replies that nobody has read, as after a crash between the two."""
+        return self._replies("a.outcome = ?", (Outcome.UNREAD,))
+
+    def replies(self) -> Iterator[StoredReply]:
+        """Every reply with status 200, newest last; a thousand in memory at a time."""
+        last = 0
+        while page := self._replies("a.status = 200 AND a.body IS NOT NULL AND a.id > ?", (last,), "LIMIT 1000"):
+            yield from page
+            last = page[-1].attempt
+
+    def _replies(self, condition: str, values: tuple[Any, ...], limit: str = "") -> list[StoredReply]:
+        rows = self._all(
+            "SELECT a.id, a.key, q.asked, a.body FROM attempts a JOIN questions q ON q.key = a.key "
+            f"WHERE {condition} ORDER BY a.id {limit}",
+            values,
+        )
+        return [StoredReply(attempt, key, tuple(json.loads(asked)), bytes(body)) for attempt, key, asked, body in rows]
+
+    def spent(self) -> list[tuple[str, str, int | None, int | None, int]]:
+        """Attempts at the endpoint by (settings, outcome): input and output tokens counted by it (None where it counted none), attempts."""
+        return self._all(
+            "SELECT q.settings, a.outcome, sum(a.input_tokens), sum(a.output_tokens), count(*) FROM attempts a "
+            "JOIN questions q ON q.key = a.key WHERE a.origin = 'endpoint' GROUP BY 1, 2, a.input_tokens IS NULL"
+        )
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """By fingerprint, what the questions of one run share."""
+        return {key: json.loads(value) for key, value in self._all("SELECT id, value FROM settings")}
+
+    def answered_items(self) -> dict[str, list[tuple[str, str]]]:
+        """By item, the (settings, criteria) under which it has an answer."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        rows = self._all("SELECT item, settings, criteria FROM questions WHERE key IN (SELECT key FROM verdicts)")
+        for item, settings, criteria in rows:
+            found.setdefault(item, []).append((settings, criteria))
+        return found
+
+    def _all(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        if self._writer is None:
+            return self._connection.execute(statement, values).fetchall()
+        done = threading.Event()
+        answer: list[Any] = []
+
+        def finished(error: BaseException | None, result: Any) -> None:
+            answer.extend((error, result))
+            done.set()
+
+        self._writer.put(lambda connection: connection.execute(statement, values).fetchall(), finished)
+        done.wait()
+        if answer[0] is not None:
+            raise answer[0]
+        return list(answer[1])
+
+
+def _settle(connection: _Connection, attempt: int, key: str, reading: Reading) -> None:
+    usage = reading.usage
+    connection.execute(
+        "UPDATE attempts SET outcome = ?, detail = ?, input_tokens = ?, output_tokens = ?, parser = ? WHERE id = ?",
+        (
+            reading.outcome,
+            reading.detail,
+            None if usage is None else usage.input_tokens,
+            None if usage is None else usage.output_tokens,
+            PARSER_VERSION,
+            attempt,
+        ),
+    )
+    if reading.outcome == Outcome.ANSWERED:
+        connection.execute("DELETE FROM verdicts WHERE key = ?", (key,))
+    else:
+        connection.execute("DELETE FROM verdicts WHERE key = ? AND attempt = ?", (key, attempt))
+    for name, verdict in reading.verdicts.items():
+        connection.execute("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?)", (key, name, verdict, reading.preference_A.get(name), attempt))
+
+
+def _resolve(future: "asyncio.Future[Any]", error: BaseException | None, result: Any) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+_Finished = Callable[[BaseException | None, Any], None]
+
+
+class _Writer:
+    """The thread that writes: takes all that waits, commits it together, and then says so to everybody."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._waiting: queue.SimpleQueue[tuple[Callable[[_Connection], Any], _Finished | None] | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self.commits = 0
+        self._thread = threading.Thread(target=self._run, name="dmoerm-label-store", daemon=True)
+        self._thread.start()
+
+    def put(self, write: Callable[[_Connection], Any], finished: _Finished | None) -> None:
+        self._waiting.put((write, finished))
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        closing = False
+        while not closing:
+            batch = [self._waiting.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < 1000:
+                    batch.append(self._waiting.get_nowait())
+            closing = None in batch
+            self._commit([entry for entry in batch if entry is not None])
+
+    def _commit(self, batch: list[tuple[Callable[[_Connection], Any], _Finished | None]]) -> None:
+        if not batch:
+            return
+        results: list[Any] = []
+        error = self._failure
+        if error is None:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                results = [write(self._connection) for write, _ in batch]
+                self._connection.execute("COMMIT")
+                self.commits += 1
+            except Exception as problem:  # whatever it is, those who wait must hear of it
+                error = self._failure = LabelError(_store_problem(problem))
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+        for index, (_, finished) in enumerate(batch):
+            if finished is not None:
+                finished(error, None if error is not None else results[index])
+
+
+def _store_problem(problem: BaseException) -> str:
+    full = "full" in str(problem) or getattr(problem, "errno", None) == errno.ENOSPC
+    if full:
+        return "the disk is full: answers cannot be stored, so no further question is sent. Free some space and run the same command again"
+    return f"the store cannot be written ({problem}), so no further question is sent. What was stored is kept"
+
+
+def _opened(path: Path, *, write: bool) -> _Connection:
+    if sqlite3.sqlite_version_info < (3, 24):
+        raise LabelError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.24 or newer")
+    fresh = not path.exists() or path.stat().st_size == 0
+    uri = f"file:{_quoted(path)}?mode={'rwc' if write else 'ro'}"
+    connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
+    try:
+        if write:
+            connection.execute("PRAGMA journal_mode = TRUNCATE")
+            connection.execute("PRAGMA synchronous = FULL")
+        if fresh and write:
+            _create(connection)
+        problems = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
+        if problems != ["ok"]:
+            raise sqlite3.DatabaseError("; ".join(map(str, problems)))
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise LabelError(f"{path}: cannot be opened ({error})") from error
+        raise LabelError(
+            f"{path}: damaged ({error}). Nothing was changed. dmoerm label salvage keeps it as {path.name}.bad and starts a new store with "
+            "every answer that can still be read"
+        ) from error
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise LabelError(f"{path}: made by another version of dmoerm (store version {version}; this one reads {SCHEMA_VERSION})")
+    return connection
+
+
+def _create(connection: _Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in filter(str.strip, _SCHEMA.split(";")):
+        connection.execute(statement)
+    connection.execute("INSERT INTO store VALUES ('secret', ?)", (secrets.token_bytes(16),))
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _quoted(path: Path) -> str:
+    return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _lock(path: Path) -> IO[str]:
+    lock = path.with_name(path.name + ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another run"
+        lock.close()
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise LabelError(f"{path}: in use by {holder}. Wait for it, or stop it; dmoerm label status can be asked meanwhile") from error
+        raise LabelError(f"{path}: this file system offers no locks ({error}); put labeling.store on a local disk") from error
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock
+
+
+def network_file_system(path: Path) -> str | None:
+    """The type of the network file system that a path lies on, or None; Linux only, elsewhere it is not known."""
+    mounts = Path("/proc/mounts")
+    if not mounts.exists():
+        return None
+    best: tuple[int, str] = (-1, "")
+    target = path.absolute()
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields = line.split(" ")
+        if len(fields) > 2:
+            point = Path(fields[1].replace("\\040", " "))
+            if target == point or point in target.parents:
+                best = max(best, (len(point.parts), fields[2]))
+    return best[1] if best[1].startswith(("nfs", "cifs", "smb", "fuse.sshfs", "9p", "lustre", "gpfs", "ceph")) else None
+
+
+def salvage(path: Path) -> dict[str, int]:
+    """Keep a damaged store as NAME.bad, and start a new one with every row that can still be read; returns rows by table.
+
+    Raises:
+        LabelError: there is no such file, or a run holds it.
+    """
+    if not path.is_file():
+        raise LabelError(f"{path}: there is no such store")
+    with contextlib.closing(_lock(path)):
+        bad = next(candidate for number in range(1000) if not (candidate := _numbered(path, number)).exists())
+        os.replace(path, bad)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path.with_name(path.name + "-journal"), bad.with_name(bad.name + "-journal"))
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            _create(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            counts = {table: _copy(bad, connection, table) for table in ("store", "settings", "questions", "attempts", "verdicts")}
+            # Verdicts can be read again from the replies; those without a question would never be found.
+            connection.execute("DELETE FROM verdicts WHERE key NOT IN (SELECT key FROM questions)")
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+    return counts
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.bad{number or ''}")
+
+
+def _copy(bad: Path, target: _Connection, table: str) -> int:
+    """Copy what can be read of one table, from both ends, as a damaged page ends a scan."""
+    source = sqlite3.connect(f"file:{_quoted(bad)}?mode=ro", uri=True)
+    source.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    copied = 0
+    try:
+        for direction in ("ASC", "DESC"):
+            order = "" if table in ("store", "settings", "questions") else "ORDER BY id " if table == "attempts" else "ORDER BY key "
+            try:
+                cursor = source.execute(f"SELECT * FROM {table} {order}{direction if order else ''}")
+                places = ", ".join("?" * len(cursor.description))
+                for row in cursor:
+                    copied += target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", row).rowcount
+            except sqlite3.Error:
+                continue
+    finally:
+        source.close()
+    return int(target.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
