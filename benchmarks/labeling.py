@@ -43,7 +43,7 @@ def recipe(folder: Path, base_url: str, pairs: int, in_flight: int) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(
         "data: {comparisons: [pairs.jsonl], test_fraction: 0.0}\n"
-        f"labeling: {{base_url: '{base_url}', model: fake, api_key_env: null, overall: false, canaries: false, max_in_flight: {in_flight}}}\n",
+        f"labeling: {{base_url: '{base_url}', model: fake, api_key_env: null, max_in_flight: {in_flight}, overall: false, canaries: false}}"
         encoding="utf-8",
     )
     return path
@@ -157,7 +157,7 @@ def main() -> None:
         return f"{values[len(values) // 2]:.2f} ({values[0]:.2f} to {values[-1]:.2f})"
 
     lines = [
-        f"Date {date.today()}, {platform.machine()}, {os.cpu_count()} cores shared by client and endpoint, Python {platform.python_version()}.",
+        f"Date {date.today()}, {platform.machine()}, {os.cpu_count()} cores for client and endpoint, Python {platform.python_version()}.",
         "",
         f"{args.calls:,} calls at {args.latency_s:g} s latency, at most {args.in_flight} in flight; ideal {ideal:.2f} s. "
         f"Median (least to most) of {args.rounds} rounds.",
