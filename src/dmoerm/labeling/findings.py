@@ -1,0 +1,441 @@
+"""A label report in words: findings with a severity, a sentence, what to do, and the figures behind it. Nothing is computed here.
+
+The findings and their look in a terminal are the doctor's, and so are the thresholds, so that `check` and `label report` never disagree.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dmoerm.data.doctor import length
+from dmoerm.data.doctor.finding import SEVERITIES, Cell, Finding, Severity, Table
+from dmoerm.data.doctor.labels import ENOUGH_LABELS, HALO, MILD_HALO, REPEATED
+from dmoerm.data.doctor.orders import MANY_INCONSISTENT
+from dmoerm.data.doctor.page import HEADINGS, NARROWEST, WIDEST, finding_lines, painted, wrapped
+from dmoerm.data.doctor.share import Share
+from dmoerm.data.doctor.wording import counted, part, percent, share_text
+from dmoerm.labeling.draws import Figure
+from dmoerm.records import OVERALL
+
+if TYPE_CHECKING:
+    from dmoerm.labeling.agreement import JudgeReport, LabelReport, LabelRow
+    from dmoerm.labeling.formats import FormatComparison
+    from dmoerm.labeling.judges import JudgesAgreement
+
+__all__ = ["findings_text", "format_finding", "label_findings", "page_of", "row_name"]
+
+STRONG_BIAS, MILD_BIAS = 0.15, 0.05
+"""Position bias at which a judge needs another setting, and at which it is worth a note."""
+NOISY = 0.25
+"""Noise in each order at which a tenth of the kept labels is chance, position aside (0.25² / (0.25² + 0.75²))."""
+WEAK_WITH_PEOPLE = 0.6
+"""Agreement with people below which labels are doubtful; people agree with each other in 60 to 75 % of pairs."""
+_LISTED = 6
+
+
+def label_findings(report: "LabelReport") -> tuple[Finding, ...]:
+    """What a report says, most serious first; where there are several judges, each by name."""
+    found = [finding for judge in report.judges for finding in _of_judge(judge, report)]
+    if report.several is not None:
+        found.append(_several(report.several))
+    if not found:
+        found.append(Finding("labels", "No verdicts", "problem", "there are no judged pairs", "Label some pairs first (dmoerm label)."))
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def findings_text(report: "LabelReport", width: int, *, colour: bool) -> str:
+    """The whole report for a terminal."""
+    judges = counted(len(report.several.judges) if report.several else len(report.judges), "judge")
+    head = f"{counted(report.pairs, 'judged pair')} of {counted(report.prompts, 'prompt')}, {judges}"
+    foot = (
+        f"Brackets are 95% intervals over prompts: Wilson at the effective number of prompts for shares, else {report.samples:,} draws, "
+        f"seed {report.seed}."
+    )
+    return page_of(head, report.findings(), width, colour=colour, foot=foot)
+
+
+def page_of(head: str, findings: Sequence[Finding], width: int, *, colour: bool, foot: str = "") -> str:
+    """Findings under their headings, no line wider than `width` but for words that are."""
+    width = max(NARROWEST, min(width, WIDEST))
+    blocks = [[painted(line, "1", colour) for line in wrapped(head, width, "")]]
+    for severity, heading, paint in (*HEADINGS, ("fine", "FINE", "32;1")):
+        of_severity = [finding for finding in findings if finding.severity == severity]
+        if of_severity:
+            blocks.append([painted(heading, paint, colour)])
+            blocks += [list(finding_lines(finding, width, colour=colour)) for finding in of_severity]
+    blocks.append(wrapped(foot, width, ""))
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def row_name(row: "LabelRow") -> str:
+    """How a row is called: category/capability, or one of them."""
+    return "/".join(filter(None, (row.category, row.capability or "all capabilities")))
+
+
+def _of_judge(judge: "JudgeReport", report: "LabelReport") -> Iterator[Finding]:
+    suffix = f" ({judge.judge})" if len(report.judges) > 1 else ""
+    rows = [row for row in (judge.all_capabilities, judge.overall) if row is not None]
+    if not rows:
+        yield Finding("labels", f"No verdicts{suffix}", "problem", f"nothing was asked about {counted(judge.pairs, 'pair')}", count=0)
+        return
+    checks = (_labels, _orders, _position, _steadiness, _people, _length, _halo, _twins)
+    for check in checks:
+        for finding in check(judge, rows, report.minimum_labels):
+            yield replace(finding, title=finding.title + suffix)
+
+
+_Rows = Sequence["LabelRow"]
+
+
+def _labels(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    asked, kept = (sum(getattr(row.outcomes, name) for row in rows) for name in ("asked", "labels"))
+    incomplete = sum(row.outcomes.incomplete for row in rows)
+    few = ["/".join(filter(None, name)) for name in judge.few]
+    summary = f"{part(kept, asked, 'question')} became labels, on {counted(judge.pairs, 'pair')} of {counted(judge.prompts, 'prompt')}"
+    summary += f"; {incomplete:,} lack an answer" if incomplete else ""
+    summary += f"; fewer than {minimum} labels: {_listed(few)}" if few else ""
+    nothing = incomplete == asked
+    cells = [
+        (row_name(row), row.outcomes.asked, row.outcomes.labels, row.kept, row.ties, row.outcomes.incomplete)
+        for row in (*rows, *judge.questions)
+    ]
+    yield Finding(
+        "labels",
+        "No question was answered in both orders" if nothing else "Capabilities with too few labels" if few else "Labels kept",
+        "problem" if nothing else "warning" if few else "fine",
+        summary,
+        "Ask in both orders; a verdict of one order is no label."
+        if nothing
+        else "Label more, or they get no expert (experts.minimum_labels)."
+        if few
+        else "",
+        kept,
+        asked,
+        table=Table(("question", "asked", "labels", "kept", "ties", "unanswered"), tuple(cells)),
+    )
+
+
+def _orders(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    complete = [row for row in rows if row.consistency is not None]
+    if not complete:
+        return
+    limit = 1.0 - MANY_INCONSISTENT
+    unsteady = [
+        row_name(row) for row in judge.questions if row.consistency and row.consistency.n >= ENOUGH_LABELS and row.consistency.high < limit
+    ]
+    many = any(row.consistency is not None and row.consistency.value < limit for row in complete)
+    told = [f"{row_name(row)}: {share_text(row.consistency)} of {row.consistency.n:,}" for row in complete if row.consistency]
+    yield Finding(
+        "orders",
+        "Verdicts that depend on the order" if many or unsteady else "Verdicts hold in both orders",
+        "warning" if many or unsteady else "fine",
+        f"the same verdict in both orders: {'; '.join(told)}"
+        + (f"; clearly below {percent(limit)}: {_listed(unsteady)}" if unsteady else ""),
+        "Ask a stronger judge, or word these capabilities more narrowly." if many or unsteady else "",
+        table=Table(
+            ("capability", "same verdict", "alpha", "n"),
+            tuple(
+                (row_name(row), row.consistency, _figure(row.order_alpha), row.outcomes.complete) for row in (*rows, *judge.capabilities)
+            ),
+        ),
+    )
+
+
+def _position(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    known = [row for row in rows if row.position.bias is not None]
+    if not known:
+        return
+    biases = [row.position.bias for row in known if row.position.bias is not None]
+    clear = [abs(bias.value) for bias in biases if bias.apart_from(0.0)]
+    strong, mild = max(clear, default=0.0) >= STRONG_BIAS, max(clear, default=0.0) >= MILD_BIAS
+    noisy = [
+        row_name(row)
+        for row in judge.capabilities
+        if row.position.noise and row.position.noise.n >= ENOUGH_LABELS and row.position.noise.value >= NOISY
+    ]
+    told = [_position_sentence(row) for row in known]
+    yield Finding(
+        "position",
+        "The place of a response decides" if strong else "Some leaning to a place" if mild else "Hardly any leaning to a place",
+        "warning" if strong or noisy else "note" if mild else "fine",
+        "; ".join(told) + (f"; noise of {NOISY:g} or more: {_listed(noisy)}" if noisy else ""),
+        "Both orders cancel the leaning in the labels, at the price of those that are lost; a judge of one order would carry it on."
+        if strong or mild
+        else "",
+        table=Table(
+            ("capability", "changed", "to first", "bias b", "noise e"),
+            tuple(
+                (
+                    row_name(row),
+                    row.position.changed,
+                    row.position.to_first,
+                    _percent(row.position.bias, signed=True),
+                    _percent(row.position.noise),
+                )
+                for row in (*rows, *judge.capabilities)
+            ),
+        ),
+    )
+
+
+def _position_sentence(row: "LabelRow") -> str:
+    found = row.position
+    assert found.bias is not None
+    text = f"{row_name(row)}: names the response shown {'first' if found.bias.value >= 0 else 'second'} regardless in {_size(found.bias)}"
+    if found.noise and found.slips:
+        text += (
+            f" of verdicts, else errs in {_percent(found.noise)}, so that {_percent(found.slips)} of its labels are slips in both orders"
+        )
+    if found.to_first:
+        text += f"; of {counted(found.to_first.n, 'pair')} that change sides, {share_text(found.to_first)} go to the first shown"
+    return text
+
+
+def _steadiness(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    found = judge.steadiness
+    if found is None or found.consistency_difference is None or found.capabilities is None or found.overall is None:
+        return
+    difference, alpha = found.consistency_difference, found.alpha_difference
+    better = difference.low > 0.0
+    worse = difference.high < 0.0
+    told = f"same verdict in both orders: capabilities {share_text(found.capabilities)}, overall {share_text(found.overall)}, "
+    told += f"difference {_figure(difference, signed=True)}"
+    told += (
+        f"; alpha {_figure(found.capabilities_alpha)} and {_figure(found.overall_alpha)}, difference {_figure(alpha, signed=True)}"
+        if alpha
+        else ""
+    )
+    yield Finding(
+        "steadiness",
+        "Capabilities are judged more steadily than the whole"
+        if better
+        else "Capabilities are judged less steadily than the whole"
+        if worse
+        else "Capabilities are judged about as steadily as the whole",
+        "note" if worse else "fine",
+        f"{told} ({counted(found.pairs, 'pair')})",
+    )
+
+
+def _people(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    known = [row for row in rows if row.people is not None and row.people.n >= ENOUGH_LABELS]
+    if not known:
+        return
+    shares = [row.people for row in known if row.people is not None]
+    turned, weak = any(share.high < 0.5 for share in shares), any(share.value < WEAK_WITH_PEOPLE for share in shares)
+    told = [
+        f"{row_name(row)}: {share_text(row.people)} of {row.people.n:,} labels"
+        + (f", length-balanced {_percent(row.people_balanced)}" if row.people_balanced else "")
+        for row in known
+        if row.people
+    ]
+    yield Finding(
+        "people",
+        "Labels go against the ranks" if turned else "Labels and the ranks disagree" if weak else "Labels go with the ranks",
+        "problem" if turned else "warning" if weak else "fine",
+        "; ".join(told),
+        "Have the two responses changed places?" if turned else "The labels are doubtful; look at some of them." if weak else "",
+        table=Table(
+            ("capability", "with ranks", "length-balanced", "noise h", "settled d"),
+            tuple(
+                (
+                    row_name(row),
+                    row.people,
+                    _percent(row.people_balanced),
+                    _percent(row.position.noise_against_people),
+                    _percent(row.position.settled_against_people),
+                )
+                for row in (*rows, *judge.capabilities)
+            ),
+        ),
+    )
+
+
+def _length(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    known = [row for row in rows if row.longer is not None and row.longer.n >= ENOUGH_LABELS]
+    if not known:
+        return
+    worst = max((row.longer for row in known if row.longer), key=lambda share: abs(share.value - 0.5))
+    strong, mild = worst.away_from_half(length.STRONG), worst.away_from_half(length.MILD)
+    told = [
+        f"{row_name(row)}: {share_text(row.longer)} of {row.longer.n:,} labels go to the longer response"
+        + (f", the ranks of these pairs in {share_text(row.people_longer)}" if row.people_longer else "")
+        for row in known
+        if row.longer
+    ]
+    yield Finding(
+        "length_bias",
+        "Length bias of the labels" if mild else "No length bias of the labels",
+        "warning" if strong else "note" if mild else "fine",
+        "; ".join(told),
+        "Compare with the ranks: what goes beyond them is the judge's." if mild else "",
+        table=Table(
+            ("capability", "to the longer", "ranks to the longer"),
+            tuple((row_name(row), row.longer, row.people_longer) for row in (*rows, *judge.capabilities)),
+        ),
+    )
+
+
+def _halo(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    everything = judge.all_capabilities
+    if everything is None or everything.follows_overall is None:
+        return
+    share = everything.follows_overall
+    same = [
+        row_name(row)
+        for row in judge.questions
+        if row.follows_overall and row.follows_overall.n >= ENOUGH_LABELS and row.follows_overall.value >= HALO
+    ]
+    mild = share.low >= MILD_HALO
+    summary = (
+        f"{share_text(share)} of {share.n:,} labels are the judge's own overall label; {everything.against_overall:,} go against it and "
+        f"{everything.beside_overall:,} stand on pairs without one"
+    )
+    yield Finding(
+        "halo",
+        "Capabilities that repeat the judge's overall verdict" if same else "Capabilities and the judge's overall verdict",
+        "warning" if same else "note" if mild else "fine",
+        summary + (f"; {percent(HALO)} or more: {_listed(same)}" if same else ""),
+        "Their experts learn what the task model knows: ask one capability a call, ask about narrower points, or label closer pairs."
+        if same
+        else "",
+        len(same),
+        len(judge.questions),
+        share,
+        table=Table(
+            ("capability", "follow overall", "against it", "without overall"),
+            tuple(
+                (row_name(row), row.follows_overall, row.against_overall, row.beside_overall)
+                for row in (everything, *judge.questions)
+                if row.capability != OVERALL
+            ),
+        ),
+    )
+
+
+def _twins(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
+    compared = [pair for pair in judge.twins if OVERALL not in (pair.one, pair.other) and pair.agree and pair.agree.n >= ENOUGH_LABELS]
+    if not compared:
+        return
+    same = [pair for pair in compared if pair.same]
+    cells: list[tuple[Cell, ...]] = []
+    for pair in sorted(compared, key=lambda pair: -pair.agree.value if pair.agree else 0.0)[:8]:
+        name = "/".join(filter(None, (pair.category, f"{pair.one} {'=' if pair.same else '~'} {pair.other}")))
+        cells.append((name, pair.agree, pair.beyond_people, pair.beyond_overall, pair.agree.n if pair.agree else 0))
+    yield Finding(
+        "repeated_capabilities",
+        "Capabilities that repeat one another" if same else "No two capabilities say the same",
+        "warning" if same else "fine",
+        f"{part(len(same), len(compared), 'pair')} of capabilities give the same labels ({percent(REPEATED)} or more), also where they go "
+        "against the ranks (kappa beyond them; without ranks, beyond the judge's overall verdict)",
+        "Merge them, or sharpen their descriptions: two experts on one thing cost two and say one." if same else "",
+        len(same),
+        len(compared),
+        table=Table(("capabilities", "agree", "beyond ranks", "beyond overall", "both"), tuple(cells)),
+    )
+
+
+def _several(found: "JudgesAgreement") -> Finding:
+    told = [
+        f"capabilities {_figure(found.capabilities)}" if found.capabilities else "",
+        f"overall {_figure(found.overall)}" if found.overall else "",
+    ]
+    difference = found.difference
+    better = difference is not None and difference.low > 0.0
+    worse = difference is not None and difference.high < 0.0
+    summary = f"alpha of {counted(len(found.judges), 'judge')} on {counted(found.items, 'pair')}: {', '.join(filter(None, told))}"
+    summary += f"; difference on the same pairs {_figure(difference, signed=True)}" if difference else ""
+    cells = [(f"{pair.one}, {pair.other}", pair.capabilities, pair.overall) for pair in found.pairs[:10]]
+    return Finding(
+        "judges",
+        "Judges agree more on capabilities than overall"
+        if better
+        else "Judges agree less on capabilities than overall"
+        if worse
+        else "Agreement among judges",
+        "note",
+        summary,
+        table=Table(("judges", "same on capabilities", "same overall"), tuple(cells)),
+    )
+
+
+def format_finding(found: "FormatComparison") -> Finding:
+    """One capability a call against all in one call, as a finding."""
+    rows = [row for row in (found.capabilities, found.overall) if row is not None]
+    if not rows:
+        return Finding(
+            "formats", "Nothing to compare", "note", "the two sets share no question: expected the same prompts, responses and names"
+        )
+    halo = found.capabilities.follows_difference if found.capabilities else None
+    adds, takes = halo is not None and halo.low > 0.0, halo is not None and halo.high < 0.0
+    severity: Severity = "note" if adds or takes else "fine"
+    told = [f"{row.capability or 'all capabilities'}: equal labels in {share_text(row.same)} of {row.same.n:,}" for row in rows if row.same]
+    if found.capabilities and found.capabilities.one_follows and found.capabilities.many_follows and halo:
+        one, many = found.capabilities.one_follows, found.capabilities.many_follows
+        told.insert(
+            0,
+            f"labels follow overall: one a call {share_text(one)}, all in one {share_text(many)}, difference {_figure(halo, signed=True)}",
+        )
+    return Finding(
+        "formats",
+        "Asking everything in one call adds halo"
+        if adds
+        else "Asking one capability a call adds halo"
+        if takes
+        else "The format of the call makes no clear difference to the halo",
+        severity,
+        f"{counted(found.items, 'pair')}; {'; '.join(told)}",
+        "Ask one capability a call where the labels are for experts." if adds else "",
+        table=Table(
+            (
+                "capability",
+                "equal labels",
+                "follow: one a call",
+                "all in one",
+                "difference",
+                "same verdict: one a call",
+                "in one",
+                "change",
+            ),
+            tuple(
+                (
+                    row.capability or "all capabilities",
+                    row.same,
+                    row.one_follows,
+                    row.many_follows,
+                    _figure(row.follows_difference, signed=True),
+                    row.one_consistency,
+                    row.many_consistency,
+                    _figure(row.consistency_difference, signed=True),
+                )
+                for row in (*rows, *found.rows)
+            ),
+        ),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (" …" if len(names) > _LISTED else "")
+
+
+def _figure(found: Figure | None, *, signed: bool = False) -> str:
+    if found is None:
+        return "-"
+    value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _percent(found: Figure | None, *, signed: bool = False) -> str:
+    """A share that comes from draws, as `share_text` writes plain ones: "2.4% [2, 3]"."""
+    if found is None:
+        return "-"
+    low, high = (f"{100 * end:{'+' if signed else ''}.0f}".replace("-0", "0").replace("+0", "0") for end in (found.low, found.high))
+    sign = "" if not signed or found.value == 0.0 else "+" if found.value > 0 else "-"
+    return f"{sign}{percent(abs(found.value))} [{low}, {high}]"
+
+
+def _size(found: Figure) -> str:
+    """A signed share without its sign: "7.1% [5, 9]"; the interval starts at 0 where the sign is open."""
+    ends = sorted((abs(found.low), abs(found.high)))
+    low = ends[0] if found.apart_from(0.0) else 0.0
+    return share_text(Share(abs(found.value), low, ends[1], found.n, found.n_prompts))
