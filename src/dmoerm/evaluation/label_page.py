@@ -71,7 +71,10 @@ def format_sections(found: FormatComparison) -> list[Section]:
         )
         for row in rows
     )
-    caption = "Equal labels: where both formats keep one. Steady: the same verdict in both presentation orders. Differences: all in one minus one a call."
+    caption = (
+        "Equal labels: where both formats keep one. Steady: the same verdict in both presentation orders. Differences: all in one minus "
+        "one a call."
+    )
     return [*sections, Table("One capability a call, or all in one", columns, cells, caption)]
 
 
@@ -182,8 +185,8 @@ def _people(rows: Sequence[LabelRow], suffix: str) -> Table:
     )
     caption = (
         "With the ranks: labels that are the preference of the data. Length-balanced: pairs whose preferred response is longer and those "
-        "where it is shorter weigh the same, so length alone gets one half. Settled: where the judge holds another opinion in both orders. A "
-        "capability need not go with the ranks: the whole response is ranked."
+        "where it is shorter weigh the same, so length alone gets one half. Settled: where the judge holds another opinion in both orders. "
+        "A capability need not go with the ranks, which are about the whole response."
     )
     return Table(f"Labels, ranks and length{suffix}", columns, cells, caption)
 
@@ -219,10 +222,8 @@ def _several(found: JudgesAgreement) -> list[Section]:
 
 
 def _provenance(report: LabelReport) -> Table:
-    from dmoerm import __version__
-
     rows = (
-        ("dmoerm", __version__),
+        ("dmoerm", report.version),
         ("judged pairs", report.pairs),
         ("prompts", report.prompts),
         ("labels that an expert needs", report.minimum_labels),

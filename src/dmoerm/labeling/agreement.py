@@ -8,6 +8,7 @@ Q questions.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,6 +174,7 @@ class LabelReport:
         minimum_labels: below this a capability gets no expert.
         seed: of the draws behind intervals.
         samples: number of these draws.
+        version: of dmoerm.
     """
 
     pairs: int
@@ -182,6 +184,7 @@ class LabelReport:
     minimum_labels: int
     seed: int
     samples: int
+    version: str
 
     def findings(self) -> "tuple[Finding, ...]":
         """What the figures mean, in words, most serious first."""
@@ -229,6 +232,7 @@ def label_report(pairs: Sequence[JudgedPair], *, minimum_labels: int = MINIMUM_L
         minimum_labels,
         seed,
         samples,
+        version("dmoerm"),
     )
 
 

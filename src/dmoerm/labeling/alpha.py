@@ -3,6 +3,10 @@
 Alpha is 1 for full agreement, 0 for what chance alone would give, and below 0 for agreement that is worse. Values are nominal: "the first
 one", "the second one" and "no difference" are equally far from each other.
 
+Which response of a pair is called the first is arbitrary, but alpha is not indifferent to it: where files put the better one first, nearly
+all values are 1, chance alone explains much, and alpha is low however well the judges agree. So `alpha_figure` and `alpha_difference` take
+each unit together with its mirror image, in which the two responses have changed names.
+
 U units (one pair of responses on one capability), V values, S draws.
 
 Source: Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C; Content Analysis (2004), chapter 11.
@@ -29,11 +33,17 @@ def krippendorff_alpha(counts_UV: ArrayLike) -> float:
 
 
 def alpha_figure(counts_UV: ArrayLike, prompts_U: IntArray, draws: Draws) -> Figure | None:
-    """Alpha with an interval over prompts; its `n` are the units with two values or more. None where undefined."""
+    """Alpha of units and mirror images, with an interval over prompts; None where undefined.
+
+    Args:
+        counts_UV: from `value_counts`. Units with fewer than two values are left out; `n` of the figure are the others.
+        prompts_U: the prompt of each.
+        draws: how intervals are drawn.
+    """
     counts, prompts = _comparable(counts_UV, prompts_U)
     if not len(counts):
         return None
-    sums = _unit_sums(counts)
+    sums = _mirrored_sums(counts)
     return figure(float(_alpha(sums.sum(axis=0))), _alpha(draws.sums(sums, prompts)), prompts)
 
 
@@ -45,7 +55,7 @@ def alpha_difference(
     other, other_prompts = _comparable(other_UV, other_prompts_U)
     if not len(one) or not len(other):
         return None
-    one_sums, other_sums = _unit_sums(one), _unit_sums(other)
+    one_sums, other_sums = _mirrored_sums(one), _mirrored_sums(other)
     width, prompts = one_sums.shape[1], np.concatenate([one_prompts, other_prompts])
     columns = np.zeros((len(prompts), width + other_sums.shape[1]))
     columns[: len(one), :width], columns[len(one) :, width:] = one_sums, other_sums
@@ -54,10 +64,10 @@ def alpha_difference(
     return figure(float(value), _alpha(drawn[:, :width]) - _alpha(drawn[:, width:]), prompts)
 
 
-def value_counts(values_UJ: ArrayLike, values: tuple[int, ...] = (1, 0, -1)) -> FloatArray:
-    """How many judges gave each value, shape (U, V); anything that is not among `values` is a missing answer."""
+def value_counts(values_UJ: ArrayLike) -> FloatArray:
+    """How many judges said 1, 0 and -1, shape (U, 3); anything else is a missing answer."""
     given = np.asarray(values_UJ)
-    return np.stack([(given == value).sum(axis=1) for value in values], axis=1).astype(np.float64)
+    return np.stack([(given == value).sum(axis=1) for value in (1, 0, -1)], axis=1).astype(np.float64)
 
 
 def _comparable(counts_UV: ArrayLike, prompts_U: IntArray) -> tuple[FloatArray, IntArray]:
@@ -73,6 +83,10 @@ def _unit_sums(counts_UV: FloatArray) -> FloatArray:
     counts, m = counts_UV[keep_U], m_U[keep_U]
     same = (counts * (counts - 1.0)).sum(axis=1) / (m - 1.0)
     return np.column_stack([same, counts])
+
+
+def _mirrored_sums(counts_UV: FloatArray) -> FloatArray:
+    return _unit_sums(counts_UV) + _unit_sums(counts_UV[:, ::-1])
 
 
 def _alpha(sums: FloatArray) -> FloatArray:

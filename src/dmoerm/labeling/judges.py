@@ -117,9 +117,10 @@ def _answers(questions: Questions, judges: Sequence[str]) -> _Answers:
     value_Q = np.where(value_Q == MISSING, MISSING, value_Q * questions.sign_Q)
     names, name_Q = np.unique(questions.capability_Q, return_inverse=True)
     unit_Q, first_of_U, inverse_Q = np.unique(questions.item_Q * len(names) + name_Q, return_index=True, return_inverse=True)
+    # Of a judge's several answers to one question the first counts.
+    cell, first_of_cell = np.unique(inverse_Q * len(judges) + column_Q, return_index=True)
     value_UJ = np.full((len(unit_Q), len(judges)), MISSING, dtype=np.int64)
-    # Backwards, so that of a judge's several answers to one question the first stays.
-    value_UJ[inverse_Q[::-1], column_Q[::-1]] = value_Q[::-1]
+    value_UJ.flat[cell] = value_Q[first_of_cell]
     return _Answers(value_UJ, questions.item_Q[first_of_U], questions.prompt_Q[first_of_U], questions.capability_Q[first_of_U])
 
 

@@ -55,7 +55,7 @@ def _files(files: Sequence["FileSummary"], width: int) -> Iterator[str]:
 
 def finding_lines(finding: "Finding", width: int, *, colour: bool) -> Iterator[str]:
     """A finding with its table, places and advice."""
-    yield f"  {painted(printable(finding.title), '1', colour)}"
+    yield from (f"  {painted(line, '1', colour)}" for line in wrapped(finding.title, width - 2, ""))
     yield from wrapped(finding.summary, width, "    ")
     if finding.table is not None:
         yield from _table(finding.table, width)
