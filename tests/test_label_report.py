@@ -334,6 +334,18 @@ def test_capabilities_and_overall_are_compared_on_the_same_pairs():
     assert found.alpha_difference.value == pytest.approx(15 / 16)
 
 
+def test_wavering_to_no_difference_is_told_from_changing_sides():
+    # Capability: 20 the same, 20 between a response and no difference. Overall: 30 the same, 10 change sides.
+    pairs = [judged(number, {"logic": (1, 1 if number < 20 else 0), OVERALL: (1, 1 if number < 30 else -1)}) for number in range(40)]
+    report = label_report(pairs)
+    found = report.judges[0].steadiness
+    assert found.consistency_difference.value == -0.25
+    assert (found.capabilities_named.value, found.overall_named.value, found.named_difference.value) == (1.0, 0.75, 0.25)
+    finding = next(finding for finding in report.findings() if finding.check == "steadiness")
+    assert finding.title == "Capabilities change to no difference more often than the whole, and change sides less often"
+    assert "of 30 that change, 20 are between a response and no difference" in " ".join(report.as_text().split())
+
+
 def halo_pairs(follows, n=40):
     """`echo` says what overall says; `flair` does so in `follows` of n pairs. Overall alternates, so that nothing is constant."""
     pairs = []
@@ -357,8 +369,7 @@ def test_two_capabilities_that_say_the_same_are_named_and_an_echo_of_overall_is_
     (judge,) = label_report(halo_pairs(30)).judges
     assert [(pair.one, pair.other) for pair in judge.twins if pair.same] == [("flair", "mirror")]
     pair = next(pair for pair in judge.twins if (pair.one, pair.other) == ("echo", "flair"))
-    # Agree in 30 of 40; both are even, so phi = kappa = 2 * 0.75 - 1.
-    assert (pair.agree.value, pair.phi, pair.kappa) == pytest.approx((0.75, 0.5, 0.5))
+    assert (pair.agree.value, pair.correlation.value) == (0.75, 0.5)  # 30 of 40; both labels are even, so phi is 2 * 0.75 - 1
     assert pair.beyond_overall == 0.0
 
 
@@ -385,6 +396,13 @@ def test_a_judge_that_leans_to_the_first_place_is_told_so():
     finding = next(finding for finding in label_report(pairs).findings() if finding.check == "position")
     assert (finding.severity, finding.title) == ("warning", "The place of a response decides")
     assert re.search(r"overall: names the response shown first regardless in (2[6-9]|3[0-4])% \[", finding.summary)
+
+
+def test_a_single_capability_that_leans_is_named():
+    pairs = [judged(n, {"logic": (1, 1 if n % 5 else -1), "tone": (1, 1)}) for n in range(60)]
+    finding = next(finding for finding in label_report(pairs).findings() if finding.check == "position")
+    assert finding.title == "Some leaning to a place"
+    assert finding.summary.endswith("5.0% or more: logic")
 
 
 def test_labels_against_the_ranks_are_a_problem():
@@ -533,7 +551,7 @@ def test_the_page_says_first_what_the_labels_are_worth_and_what_to_do():
     assert sections[0].paragraphs[0].startswith("Warning. ")
     matrix = next(section for section in sections if section.title == "Halo within qa")
     assert matrix.columns == ("", OVERALL, "echo", "flair", "mirror")
-    assert matrix.rows[1] == ("echo", pytest.approx(1.0), None, pytest.approx(0.5), pytest.approx(0.5))
+    assert [cell and cell.value for cell in matrix.rows[1][1:]] == [1.0, None, 0.5, 0.5]
     assert sections[-1].title == "Made with"
 
 

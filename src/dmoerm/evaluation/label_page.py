@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dmoerm.data.doctor.share import Share
 from dmoerm.evaluation.sections import Bar, Bars, Cell, Measured, Section, Table, Text
-from dmoerm.labeling.agreement import JudgeReport, LabelReport, LabelRow
+from dmoerm.labeling.agreement import JudgeReport, LabelReport, LabelRow, OrderComparison
 from dmoerm.labeling.draws import Figure
 from dmoerm.labeling.findings import row_name
 from dmoerm.labeling.formats import FormatComparison, FormatRow
@@ -98,10 +98,25 @@ def _judge(judge: JudgeReport, suffix: str) -> list[Section]:
             "another name; what an expert learns beyond it are the labels that differ, counted in the table below."
         )
         sections.append(Bars(f"Labels that repeat the overall verdict{suffix}", tuple(halo), 0.0, "share", caption))
+    if judge.steadiness is not None:
+        sections.append(_steadiness(judge.steadiness, suffix))
     sections += [_counts(judge, suffix), _places(rows, suffix)]
     if any(row.people is not None or row.longer is not None for row in rows):
         sections.append(_people(rows, suffix))
     return [*sections, *_matrices(judge, suffix)]
+
+
+def _steadiness(found: OrderComparison, suffix: str) -> Table:
+    rows = (
+        ("same verdict", *map(_measured, (found.capabilities, found.overall, found.consistency_difference))),
+        ("same, where both name a response", *map(_measured, (found.capabilities_named, found.overall_named, found.named_difference))),
+        ("alpha of the orders", *map(_measured, (found.capabilities_alpha, found.overall_alpha, found.alpha_difference))),
+    )
+    caption = (
+        f"On the {found.pairs:,} pairs whose overall question was answered in both orders; differences are paired by prompt. A judge that may "
+        "say no difference wavers between that and a response; the second line leaves such pairs out, and with them the closest ones."
+    )
+    return Table(f"Capabilities and the whole, in both orders{suffix}", ("", "capabilities", "overall", "difference"), rows, caption)
 
 
 def _counts(judge: JudgeReport, suffix: str) -> Table:
@@ -119,7 +134,7 @@ def _counts(judge: JudgeReport, suffix: str) -> Table:
     )
     rows = tuple(
         (
-            row_name(row),
+            _name(row),
             row.outcomes.asked,
             row.outcomes.incomplete,
             row.outcomes.labels,
@@ -149,7 +164,7 @@ def _places(rows: Sequence[LabelRow], suffix: str) -> Table:
     )
     cells = tuple(
         (
-            row_name(row),
+            _name(row),
             row.outcomes.complete,
             *map(_measured, (row.position.changed, row.position.to_first)),
             *map(_measured, (row.position.bias, row.position.noise, row.position.slips, row.order_alpha)),
@@ -176,7 +191,7 @@ def _people(rows: Sequence[LabelRow], suffix: str) -> Table:
     )
     cells = tuple(
         (
-            row_name(row),
+            _name(row),
             *map(_measured, (row.people, row.people_balanced)),
             *map(_measured, (row.position.noise_against_people, row.position.settled_against_people)),
             *map(_measured, (row.longer, row.people_longer)),
@@ -196,18 +211,26 @@ def _matrices(judge: JudgeReport, suffix: str) -> list[Section]:
     for category in dict.fromkeys(pair.category for pair in judge.twins):
         pairs = [pair for pair in judge.twins if pair.category == category]
         names = list(dict.fromkeys(name for pair in pairs for name in (pair.one, pair.other)))
-        phi = {key: pair.phi for pair in pairs for key in ((pair.one, pair.other), (pair.other, pair.one))}
-        rows: list[tuple[Cell, ...]] = [(name, *(None if name == other else phi[name, other] for other in names)) for name in names]
+        found_of = {key: _measured(pair.correlation) for pair in pairs for key in ((pair.one, pair.other), (pair.other, pair.one))}
+        rows: list[tuple[Cell, ...]] = [
+            (_spaced(name), *(None if name == other else found_of[name, other] for other in names)) for name in names
+        ]
         same = [f"{pair.one} and {pair.other}" for pair in pairs if pair.same]
-        caption = "Correlation (phi) of two names' labels on the pairs where both have one: 1 is the same, 0 has nothing in common."
+        caption = (
+            "Correlation of two names' labels on the pairs where both have one: 1 is the same, 0 has nothing in common, -1 the opposite."
+        )
         caption += f" They repeat one another: {'; '.join(same)}." if same else ""
         title = f"Halo within {category}" if category else "Halo among capabilities"
-        found.append(Table(f"{title}{suffix}", ("", *names), tuple(rows), caption))
+        found.append(Table(f"{title}{suffix}", ("", *map(_spaced, names)), tuple(rows), caption))
     return found
 
 
 def _several(found: JudgesAgreement) -> list[Section]:
-    figures = [("all capabilities", found.capabilities), (OVERALL, found.overall), *((row.capability, row.alpha) for row in found.rows)]
+    figures = [
+        ("all capabilities", found.capabilities),
+        (OVERALL, found.overall),
+        *((_spaced(row.capability), row.alpha) for row in found.rows),
+    ]
     bars = [Bar(name, alpha.value, (alpha.low, alpha.high), name == OVERALL) for name, alpha in figures if alpha is not None]
     difference = found.difference
     told = (
@@ -233,13 +256,22 @@ def _provenance(report: LabelReport) -> Table:
     return Table("Made with", ("what", "value"), rows)
 
 
+def _name(row: LabelRow) -> str:
+    # With spaces a long name can wrap on a telephone.
+    return _spaced(": ".join(row_name(row).split("/", 1)) if row.category else row_name(row))
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def _bar(row: LabelRow, share: Share | None) -> Bar:
     assert share is not None
-    return Bar(row_name(row), share.value, (share.low, share.high), row.capability in (None, OVERALL))
+    return Bar(_name(row), share.value, (share.low, share.high), row.capability in (None, OVERALL))
 
 
 def _format_name(row: FormatRow) -> str:
-    return row.capability or "all capabilities"
+    return _spaced(row.capability or "all capabilities")
 
 
 def _measured(found: Share | Figure | None) -> Cell:

@@ -119,6 +119,10 @@ class OrderComparison:
         capabilities: order consistency of their capability questions.
         overall: of their overall questions.
         consistency_difference: the former minus the latter, paired by prompt.
+        capabilities_named: of the capability questions that name a response in both orders, the share that name the same one. A judge
+            that may say "no difference" wavers between that and a response, on capabilities above all; this leaves such pairs out.
+        overall_named: of the overall questions likewise.
+        named_difference: the former minus the latter, paired by prompt.
         capabilities_alpha: Krippendorff's alpha of the two orders.
         overall_alpha: likewise.
         alpha_difference: the former minus the latter, paired by prompt.
@@ -128,6 +132,9 @@ class OrderComparison:
     capabilities: Share | None
     overall: Share | None
     consistency_difference: Figure | None
+    capabilities_named: Share | None
+    overall_named: Share | None
+    named_difference: Figure | None
     capabilities_alpha: Figure | None
     overall_alpha: Figure | None
     alpha_difference: Figure | None
@@ -332,11 +339,15 @@ def _steadiness(capabilities: Questions, overall: Questions, draws: Draws) -> Or
     whole = overall.where(overall.complete_Q)
     parts = capabilities.where(capabilities.complete_Q & np.isin(capabilities.pair_Q, whole.pair_Q))
     whole_values, part_values = _order_values(whole), _order_values(parts)
+    whole_named, part_named = (found.where((found.first_Q != 0) & (found.second_Q != 0)) for found in (whole, parts))
     return OrderComparison(
         len(whole),
         share_of(parts.same_Q, parts.prompt_Q),
         share_of(whole.same_Q, whole.prompt_Q),
         share_difference(parts.same_Q, parts.prompt_Q, whole.same_Q, whole.prompt_Q, draws),
+        share_of(part_named.same_Q, part_named.prompt_Q),
+        share_of(whole_named.same_Q, whole_named.prompt_Q),
+        share_difference(part_named.same_Q, part_named.prompt_Q, whole_named.same_Q, whole_named.prompt_Q, draws),
         alpha_figure(part_values, parts.prompt_Q, draws),
         alpha_figure(whole_values, whole.prompt_Q, draws),
         alpha_difference(part_values, parts.prompt_Q, whole_values, whole.prompt_Q, draws),

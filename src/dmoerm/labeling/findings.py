@@ -125,6 +125,8 @@ def _orders(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding
     ]
     many = any(row.consistency is not None and row.consistency.value < limit for row in complete)
     told = [f"{row_name(row)}: {share_text(row.consistency)} of {row.consistency.n:,}" for row in complete if row.consistency]
+    changed, half = (sum(found) for found in zip(*((_changed(row), row.outcomes.half_tied) for row in complete), strict=True))
+    told.append(f"of {changed:,} that change, {half:,} are between a response and no difference")
     yield Finding(
         "orders",
         "Verdicts that depend on the order" if many or unsteady else "Verdicts hold in both orders",
@@ -141,13 +143,18 @@ def _orders(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding
     )
 
 
+def _changed(row: "LabelRow") -> int:
+    counts = row.outcomes
+    return counts.half_tied + counts.to_first_shown + counts.to_second_shown
+
+
 def _position(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
     known = [row for row in rows if row.position.bias is not None]
     if not known:
         return
-    biases = [row.position.bias for row in known if row.position.bias is not None]
-    clear = [abs(bias.value) for bias in biases if bias.apart_from(0.0)]
-    strong, mild = max(clear, default=0.0) >= STRONG_BIAS, max(clear, default=0.0) >= MILD_BIAS
+    strong = any(_leans(row, STRONG_BIAS) for row in known)
+    leaning = [row_name(row) for row in judge.capabilities if _leans(row, MILD_BIAS)]
+    mild = bool(leaning) or any(_leans(row, MILD_BIAS) for row in known)
     noisy = [
         row_name(row)
         for row in judge.capabilities
@@ -158,24 +165,31 @@ def _position(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Findi
         "position",
         "The place of a response decides" if strong else "Some leaning to a place" if mild else "Hardly any leaning to a place",
         "warning" if strong or noisy else "note" if mild else "fine",
-        "; ".join(told) + (f"; noise of {NOISY:g} or more: {_listed(noisy)}" if noisy else ""),
+        "; ".join(told)
+        + (f"; {percent(MILD_BIAS)} or more: {_listed(leaning)}" if leaning else "")
+        + (f"; noise of {NOISY:g} or more: {_listed(noisy)}" if noisy else ""),
         "Both orders cancel the leaning in the labels, at the price of those that are lost; a judge of one order would carry it on."
         if strong or mild
         else "",
         table=Table(
-            ("capability", "changed", "to first", "bias b", "noise e"),
+            ("capability", "changed", "to first", "bias b, %", "noise e"),
             tuple(
                 (
                     row_name(row),
                     row.position.changed,
                     row.position.to_first,
-                    _percent(row.position.bias, signed=True),
+                    _signed_percent(row.position.bias),
                     _percent(row.position.noise),
                 )
                 for row in (*rows, *judge.capabilities)
             ),
         ),
     )
+
+
+def _leans(row: "LabelRow", size: float) -> bool:
+    bias = row.position.bias
+    return bias is not None and bias.n >= ENOUGH_LABELS and bias.apart_from(0.0) and abs(bias.value) >= size
 
 
 def _position_sentence(row: "LabelRow") -> str:
@@ -195,25 +209,30 @@ def _steadiness(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Fin
     found = judge.steadiness
     if found is None or found.consistency_difference is None or found.capabilities is None or found.overall is None:
         return
-    difference, alpha = found.consistency_difference, found.alpha_difference
-    better = difference.low > 0.0
-    worse = difference.high < 0.0
-    told = f"same verdict in both orders: capabilities {share_text(found.capabilities)}, overall {share_text(found.overall)}, "
-    told += f"difference {_figure(difference, signed=True)}"
-    told += (
-        f"; alpha {_figure(found.capabilities_alpha)} and {_figure(found.overall_alpha)}, difference {_figure(alpha, signed=True)}"
-        if alpha
-        else ""
+    difference, named = found.consistency_difference, found.named_difference
+    better, worse = difference.low > 0.0, difference.high < 0.0
+    if worse and named is not None and named.low > 0.0:
+        title = "Capabilities change to no difference more often than the whole, and change sides less often"
+    else:
+        how = "more steadily than" if better else "less steadily than" if worse else "about as steadily as"
+        title = f"Capabilities are judged {how} the whole"
+    cells: list[tuple[Cell, ...]] = [("same verdict", found.capabilities, found.overall, _signed_percent(difference))]
+    cells.append(("same, where both name one", found.capabilities_named, found.overall_named, _signed_percent(named)))
+    cells.append(
+        (
+            "alpha of the orders",
+            *map(_figure, (found.capabilities_alpha, found.overall_alpha)),
+            _figure(found.alpha_difference, signed=True),
+        )
     )
+    summary = f"the same verdict in both orders, capabilities minus overall: {_signed_percent(difference)} points"
+    summary += f"; where both orders name a response: {_signed_percent(named)} points" if named else ""
     yield Finding(
         "steadiness",
-        "Capabilities are judged more steadily than the whole"
-        if better
-        else "Capabilities are judged less steadily than the whole"
-        if worse
-        else "Capabilities are judged about as steadily as the whole",
+        title,
         "note" if worse else "fine",
-        f"{told} ({counted(found.pairs, 'pair')})",
+        f"{summary} ({counted(found.pairs, 'pair')} with a complete overall question)",
+        table=Table(("in both orders", "capabilities", "overall", "difference"), tuple(cells)),
     )
 
 
@@ -425,13 +444,17 @@ def _figure(found: Figure | None, *, signed: bool = False) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _percent(found: Figure | None, *, signed: bool = False) -> str:
+def _percent(found: Figure | None) -> str:
     """A share that comes from draws, as `share_text` writes plain ones: "2.4% [2, 3]"."""
+    return "-" if found is None else share_text(Share(found.value, found.low, found.high, found.n, found.n_prompts))
+
+
+def _signed_percent(found: Figure | None) -> str:
+    """A difference of shares, or one that may be negative: "+2.4 [+1.6, +3.1]", in percent."""
     if found is None:
         return "-"
-    low, high = (f"{100 * end:{'+' if signed else ''}.0f}".replace("-0", "0").replace("+0", "0") for end in (found.low, found.high))
-    sign = "" if not signed or found.value == 0.0 else "+" if found.value > 0 else "-"
-    return f"{sign}{percent(abs(found.value))} [{low}, {high}]"
+    value, low, high = (f"{100 * number:+.1f}" for number in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _size(found: Figure) -> str:

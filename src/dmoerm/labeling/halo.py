@@ -14,7 +14,7 @@ import numpy as np
 
 from dmoerm.data.doctor.labels import ENOUGH_LABELS, REPEATED, SAME_BEYOND_OVERALL
 from dmoerm.data.doctor.share import Share, share_of
-from dmoerm.labeling.draws import IntArray
+from dmoerm.labeling.draws import Figure, IntArray
 from dmoerm.labeling.questions import Questions
 from dmoerm.records import OVERALL
 
@@ -30,8 +30,6 @@ class CapabilityPair:
         one: a capability, or `OVERALL`.
         other: another one.
         agree: the share of equal labels; None without a common pair.
-        phi: correlation of the two labels, -1 to 1; None where one of them is always the same.
-        kappa: Cohen's kappa of the two labels, at most 1; None likewise.
         beyond_people: kappa of "with the ranks" or "against them", so without what both owe to the better response; None without
             ranks, or where neither label ever goes against them.
         beyond_overall: kappa of "with the judge's overall verdict" or "against it"; None likewise, and for `OVERALL` itself.
@@ -42,11 +40,22 @@ class CapabilityPair:
     one: str
     other: str
     agree: Share | None
-    phi: float | None
-    kappa: float | None
     beyond_people: float | None
     beyond_overall: float | None
     ranked: int
+
+    @property
+    def correlation(self) -> Figure | None:
+        """Phi of the two labels, -1 to 1, with its interval; also their kappa.
+
+        Which response is called the first is arbitrary, so each pair counts together with its mirror image. Both of its names are then
+        equally frequent, and both coefficients are twice the agreement minus 1.
+        """
+        share = self.agree
+        if share is None:
+            return None
+        value, low, high = (2.0 * end - 1.0 for end in (share.value, share.low, share.high))
+        return Figure(value, low, high, share.n, share.n_prompts)
 
     @property
     def same(self) -> bool:
@@ -80,14 +89,11 @@ def _compared(
 ) -> CapabilityPair:
     both_P = (labels[0] != 0) & (labels[1] != 0)
     a, b, people, overall = (column_P[both_P] for column_P in (*labels, *references))
-    constant = not len(a) or abs(a.sum()) == len(a) or abs(b.sum()) == len(b)
     return CapabilityPair(
         category,
         one,
         other,
         share_of(a == b, prompt_P[both_P]),
-        None if constant else float(np.corrcoef(a, b)[0, 1]),
-        cohen_kappa(a, b),
         cohen_kappa((a * people)[people != 0], (b * people)[people != 0]),
         None if one == OVERALL else cohen_kappa((a * overall)[overall != 0], (b * overall)[overall != 0]),
         int((people != 0).sum()),

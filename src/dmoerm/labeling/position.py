@@ -25,14 +25,14 @@ Of that, e is noise between orders, and d in h = e + d(1 - 2e) the share of pair
 A label is kept where both orders name one response. Some of these are slips in both: w / (w + r) of them, with w = q (1 - p) and
 r = p (1 - q).
 
-Intervals: draws over prompts (`draws`), with half a pair more or less of each outcome (the Jeffreys prior), so that an outcome that was
+Intervals: draws over prompts (`draws`), with about half a pair more of each outcome (the Jeffreys prior), so that an outcome that was
 never seen still leaves a width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dmoerm.data.doctor.share import Share, share_of
 from dmoerm.labeling.draws import Draws, Figure, FloatArray, IntArray, figure
@@ -109,38 +109,65 @@ def position_bias(first_Q: IntArray, second_Q: IntArray, people_Q: IntArray, pro
     named_Q = (first_Q != 0) & (second_Q != 0)
     first, second, people, prompts = first_Q[named_Q], second_Q[named_Q], people_Q[named_Q], prompts_Q[named_Q]
     changed = first != second
-    outcomes = np.stack([(first == 1) & changed, (first == -1) & changed, ~changed], axis=1).astype(np.float64)
-    bias = noise = slips = None
-    if len(first) >= ENOUGH_PAIRS:
-        found, drawn = bias_and_noise(*outcomes.sum(axis=0)), bias_and_noise(*_drawn(outcomes, prompts, draws).T)
-        bias, noise = (figure(float(value), drawn_S, prompts) for value, drawn_S in zip(found, drawn, strict=True))
-        slips = figure(float(label_slips(*found)), label_slips(*drawn), prompts)
+    outcomes = np.stack([(first == 1) & changed, (first == -1) & changed, ~changed], axis=1)
     ranked = people != 0
-    against = settled = None
-    if ranked.sum() >= ENOUGH_PAIRS:
-        right = (first == people) / 2 + (second == people) / 2
-        against, settled = _against_people(outcomes[ranked], right[ranked], prompts[ranked], draws)
-    return PositionBias(share_of(changed, prompts), share_of(first[changed] == 1, prompts[changed]), bias, noise, slips, against, settled)
+    right = ~changed & (first == people)
+    against_outcomes = np.column_stack([outcomes[:, :2], right, ~changed & ~right])[ranked]
+    return PositionBias(
+        share_of(changed, prompts),
+        share_of(first[changed] == 1, prompts[changed]),
+        *_estimates(outcomes, prompts, draws),
+        *_against_people(against_outcomes, prompts[ranked], draws),
+    )
 
 
-def _drawn(outcomes: FloatArray, prompts: IntArray, draws: Draws) -> FloatArray:
-    prior = np.random.default_rng(draws.seed + 1).standard_gamma(0.5, (draws.samples, outcomes.shape[1]))
-    return draws.sums(outcomes, prompts) + prior
+def _estimates(outcomes: NDArray[np.bool_], prompts: IntArray, draws: Draws) -> tuple[Figure | None, Figure | None, Figure | None]:
+    if len(outcomes) < ENOUGH_PAIRS:
+        return None, None, None
+    sums, drawn = outcomes.sum(axis=0), _drawn(outcomes, prompts, draws)
+    (bias, noise), (bias_S, noise_S) = bias_and_noise(*sums), bias_and_noise(*drawn.T)
+    _, unbiased_S = bias_and_noise((drawn[:, 0] + drawn[:, 1]) / 2.0, (drawn[:, 0] + drawn[:, 1]) / 2.0, drawn[:, 2])
+    found = figure(float(bias), bias_S, prompts)
+    return (
+        found,
+        _widened(figure(float(noise), noise_S, prompts), found, unbiased_S),
+        figure(float(label_slips(bias, noise)), label_slips(bias_S, noise_S), prompts),
+    )
 
 
-def _against_people(outcomes: FloatArray, right: FloatArray, prompts: IntArray, draws: Draws) -> tuple[Figure | None, Figure | None]:
-    # One set of weights for both, so that what they share is shared.
-    columns = np.column_stack([outcomes, right])
-    value, drawn = _people_figures(columns.sum(axis=0)), _people_figures(draws.sums(columns, prompts))
-    return figure(float(value[0]), drawn[0], prompts), figure(float(value[1]), drawn[1], prompts)
+def _against_people(outcomes: NDArray[np.bool_], prompts: IntArray, draws: Draws) -> tuple[Figure | None, Figure | None]:
+    """The noise against people and the settled part of it; the third outcome is twice people's choice, the fourth twice the other."""
+    if len(outcomes) < ENOUGH_PAIRS:
+        return None, None
+    sums, drawn = outcomes.sum(axis=0).astype(np.float64), _drawn(outcomes, prompts, draws)
+    (bias, against, settled), (bias_S, against_S, settled_S) = _people_figures(sums), _people_figures(drawn)
+    unbiased_S = (drawn[:, 0] / 2.0 + drawn[:, 1] / 2.0 + drawn[:, 3]) / drawn.sum(axis=1)
+    found = _widened(figure(float(against), against_S, prompts), figure(float(bias), bias_S, prompts), unbiased_S)
+    return found, figure(float(settled), settled_S, prompts)
 
 
-def _people_figures(sums: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The noise against people and the settled part of it, from sums of the three outcomes and of the right verdicts, shape (..., 4)."""
-    bias, noise = bias_and_noise(sums[..., 0], sums[..., 1], sums[..., 2])
+def _people_figures(sums: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    first, second, right, wrong = np.moveaxis(sums, -1, 0)
+    bias, noise = bias_and_noise(first, second, right + wrong)
     size = np.abs(bias)
     with np.errstate(invalid="ignore", divide="ignore"):
-        named = sums[..., 3] / sums[..., :3].sum(axis=-1)
-        against = 1.0 - (named - size / 2.0) / (1.0 - size)
+        named = (first / 2.0 + second / 2.0 + right) / sums.sum(axis=-1)
+        # To twelve places: where there is no noise, rounding would leave some.
+        against = np.round(1.0 - (named - size / 2.0) / (1.0 - size), 12)
         settled = np.where(noise < 0.5, (against - noise) / (1.0 - 2.0 * noise), np.nan)
-    return np.clip(against, 0.0, 1.0), np.clip(settled, 0.0, 1.0)
+    return bias, np.clip(against, 0.0, 1.0), np.clip(settled, 0.0, 1.0)
+
+
+def _widened(noise: Figure | None, bias: Figure | None, unbiased_S: FloatArray) -> Figure | None:
+    """Where the judge may have no bias at all, its interval also reaches as far as that of a judge without one.
+
+    By chance one place is always named more often; what is laid to that bias is missing in the noise.
+    """
+    if noise is None or bias is None or bias.apart_from(0.0):
+        return noise
+    return replace(noise, high=max(noise.high, float(np.nanquantile(unbiased_S, 0.975))))
+
+
+def _drawn(outcomes: NDArray[np.bool_], prompts: IntArray, draws: Draws) -> FloatArray:
+    prior = np.random.default_rng(draws.seed + 1).standard_gamma(0.5, (draws.samples, outcomes.shape[1]))
+    return draws.sums(outcomes, prompts) + prior
