@@ -113,8 +113,8 @@ def _steadiness(found: OrderComparison, suffix: str) -> Table:
         ("alpha of the orders", *map(_measured, (found.capabilities_alpha, found.overall_alpha, found.alpha_difference))),
     )
     caption = (
-        f"On the {found.pairs:,} pairs whose overall question was answered in both orders; differences are paired by prompt. A judge that may "
-        "say no difference wavers between that and a response; the second line leaves such pairs out, and with them the closest ones."
+        f"On the {found.pairs:,} pairs whose overall question was answered in both orders; differences are paired by prompt. A judge that "
+        "may say no difference wavers between that and a response; the second line leaves such pairs out, and with them the closest ones."
     )
     return Table(f"Capabilities and the whole, in both orders{suffix}", ("", "capabilities", "overall", "difference"), rows, caption)
 

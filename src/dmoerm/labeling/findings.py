@@ -1,6 +1,6 @@
 """A label report in words: findings with a severity, a sentence, what to do, and the figures behind it. Nothing is computed here.
 
-The findings and their look in a terminal are the doctor's, and so are the thresholds, so that `check` and `label report` never disagree.
+Findings, their look in a terminal and the thresholds on kept labels are the doctor's, so that `check` and `label report` do not disagree.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,21 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dmoerm.data.doctor import length
-from dmoerm.data.doctor.finding import SEVERITIES, Cell, Finding, Severity, Table
+from dmoerm.data.doctor.finding import SEVERITIES, Cell, Finding, Table
 from dmoerm.data.doctor.labels import ENOUGH_LABELS, HALO, MILD_HALO, REPEATED
 from dmoerm.data.doctor.orders import MANY_INCONSISTENT
 from dmoerm.data.doctor.page import HEADINGS, NARROWEST, WIDEST, finding_lines, painted, wrapped
-from dmoerm.data.doctor.share import Share
 from dmoerm.data.doctor.wording import counted, part, percent, share_text
-from dmoerm.labeling.draws import Figure
+from dmoerm.labeling.wording import figure_text, listed, percent_text, signed_percent_text, size_text
 from dmoerm.records import OVERALL
 
 if TYPE_CHECKING:
     from dmoerm.labeling.agreement import JudgeReport, LabelReport, LabelRow
-    from dmoerm.labeling.formats import FormatComparison
     from dmoerm.labeling.judges import JudgesAgreement
 
-__all__ = ["findings_text", "format_finding", "label_findings", "page_of", "row_name"]
+__all__ = ["findings_text", "label_findings", "page_of", "row_name"]
 
 STRONG_BIAS, MILD_BIAS = 0.15, 0.05
 """Position bias at which a judge needs another setting, and at which it is worth a note."""
@@ -30,7 +28,6 @@ NOISY = 0.25
 """Noise in each order at which a tenth of the kept labels is chance, position aside (0.25² / (0.25² + 0.75²))."""
 WEAK_WITH_PEOPLE = 0.6
 """Agreement with people below which labels are doubtful; people agree with each other in 60 to 75 % of pairs."""
-_LISTED = 6
 
 
 def label_findings(report: "LabelReport") -> tuple[Finding, ...]:
@@ -45,7 +42,8 @@ def label_findings(report: "LabelReport") -> tuple[Finding, ...]:
 
 def findings_text(report: "LabelReport", width: int, *, colour: bool) -> str:
     """The whole report for a terminal."""
-    judges = counted(len(report.several.judges) if report.several else len(report.judges), "judge")
+    several = len(report.several.judges) if report.several else len(report.judges)
+    judges = f"judge {report.judges[0].judge}" if several == 1 else counted(several, "judge")
     head = f"{counted(report.pairs, 'judged pair')} of {counted(report.prompts, 'prompt')}, {judges}"
     foot = (
         f"Brackets are 95% intervals over prompts: Wilson at the effective number of prompts for shares, else {report.samples:,} draws, "
@@ -93,7 +91,7 @@ def _labels(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding
     few = ["/".join(filter(None, name)) for name in judge.few]
     summary = f"{part(kept, asked, 'question')} became labels, on {counted(judge.pairs, 'pair')} of {counted(judge.prompts, 'prompt')}"
     summary += f"; {incomplete:,} lack an answer" if incomplete else ""
-    summary += f"; fewer than {minimum} labels: {_listed(few)}" if few else ""
+    summary += f"; fewer than {minimum} labels: {listed(few)}" if few else ""
     nothing = incomplete == asked
     cells = [
         (row_name(row), row.outcomes.asked, row.outcomes.labels, row.kept, row.ties, row.outcomes.incomplete)
@@ -132,12 +130,13 @@ def _orders(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding
         "Verdicts that depend on the order" if many or unsteady else "Verdicts hold in both orders",
         "warning" if many or unsteady else "fine",
         f"the same verdict in both orders: {'; '.join(told)}"
-        + (f"; clearly below {percent(limit)}: {_listed(unsteady)}" if unsteady else ""),
+        + (f"; clearly below {percent(limit)}: {listed(unsteady)}" if unsteady else ""),
         "Ask a stronger judge, or word these capabilities more narrowly." if many or unsteady else "",
         table=Table(
             ("capability", "same verdict", "alpha", "n"),
             tuple(
-                (row_name(row), row.consistency, _figure(row.order_alpha), row.outcomes.complete) for row in (*rows, *judge.capabilities)
+                (row_name(row), row.consistency, figure_text(row.order_alpha), row.outcomes.complete)
+                for row in (*rows, *judge.capabilities)
             ),
         ),
     )
@@ -166,8 +165,8 @@ def _position(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Findi
         "The place of a response decides" if strong else "Some leaning to a place" if mild else "Hardly any leaning to a place",
         "warning" if strong or noisy else "note" if mild else "fine",
         "; ".join(told)
-        + (f"; {percent(MILD_BIAS)} or more: {_listed(leaning)}" if leaning else "")
-        + (f"; noise of {NOISY:g} or more: {_listed(noisy)}" if noisy else ""),
+        + (f"; {percent(MILD_BIAS)} or more: {listed(leaning)}" if leaning else "")
+        + (f"; noise of {NOISY:g} or more: {listed(noisy)}" if noisy else ""),
         "Both orders cancel the leaning in the labels, at the price of those that are lost; a judge of one order would carry it on."
         if strong or mild
         else "",
@@ -178,8 +177,8 @@ def _position(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Findi
                     row_name(row),
                     row.position.changed,
                     row.position.to_first,
-                    _signed_percent(row.position.bias),
-                    _percent(row.position.noise),
+                    signed_percent_text(row.position.bias),
+                    percent_text(row.position.noise),
                 )
                 for row in (*rows, *judge.capabilities)
             ),
@@ -195,11 +194,12 @@ def _leans(row: "LabelRow", size: float) -> bool:
 def _position_sentence(row: "LabelRow") -> str:
     found = row.position
     assert found.bias is not None
-    text = f"{row_name(row)}: names the response shown {'first' if found.bias.value >= 0 else 'second'} regardless in {_size(found.bias)}"
+    text = (
+        f"{row_name(row)}: names the response shown {'first' if found.bias.value >= 0 else 'second'} regardless in {size_text(found.bias)}"
+    )
     if found.noise and found.slips:
-        text += (
-            f" of verdicts, else errs in {_percent(found.noise)}, so that {_percent(found.slips)} of its labels are slips in both orders"
-        )
+        text += f" of verdicts, else errs in {percent_text(found.noise)}"
+        text += f", so that {percent_text(found.slips)} of its labels are slips in both orders"
     if found.to_first:
         text += f"; of {counted(found.to_first.n, 'pair')} that change sides, {share_text(found.to_first)} go to the first shown"
     return text
@@ -216,17 +216,17 @@ def _steadiness(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Fin
     else:
         how = "more steadily than" if better else "less steadily than" if worse else "about as steadily as"
         title = f"Capabilities are judged {how} the whole"
-    cells: list[tuple[Cell, ...]] = [("same verdict", found.capabilities, found.overall, _signed_percent(difference))]
-    cells.append(("same, where both name one", found.capabilities_named, found.overall_named, _signed_percent(named)))
+    cells: list[tuple[Cell, ...]] = [("same verdict", found.capabilities, found.overall, signed_percent_text(difference))]
+    cells.append(("same, where both name one", found.capabilities_named, found.overall_named, signed_percent_text(named)))
     cells.append(
         (
             "alpha of the orders",
-            *map(_figure, (found.capabilities_alpha, found.overall_alpha)),
-            _figure(found.alpha_difference, signed=True),
+            *map(figure_text, (found.capabilities_alpha, found.overall_alpha)),
+            figure_text(found.alpha_difference, signed=True),
         )
     )
-    summary = f"the same verdict in both orders, capabilities minus overall: {_signed_percent(difference)} points"
-    summary += f"; where both orders name a response: {_signed_percent(named)} points" if named else ""
+    summary = f"the same verdict in both orders, capabilities minus overall: {signed_percent_text(difference)} points"
+    summary += f"; where both orders name a response: {signed_percent_text(named)} points" if named else ""
     yield Finding(
         "steadiness",
         title,
@@ -244,7 +244,7 @@ def _people(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding
     turned, weak = any(share.high < 0.5 for share in shares), any(share.value < WEAK_WITH_PEOPLE for share in shares)
     told = [
         f"{row_name(row)}: {share_text(row.people)} of {row.people.n:,} labels"
-        + (f", length-balanced {_percent(row.people_balanced)}" if row.people_balanced else "")
+        + (f", length-balanced {percent_text(row.people_balanced)}" if row.people_balanced else "")
         for row in known
         if row.people
     ]
@@ -255,14 +255,14 @@ def _people(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding
         "; ".join(told),
         "Have the two responses changed places?" if turned else "The labels are doubtful; look at some of them." if weak else "",
         table=Table(
-            ("capability", "with ranks", "length-balanced", "noise h", "settled d"),
+            ("capability", "with ranks", "length-balanced", "errs against", "settled against"),
             tuple(
                 (
                     row_name(row),
                     row.people,
-                    _percent(row.people_balanced),
-                    _percent(row.position.noise_against_people),
-                    _percent(row.position.settled_against_people),
+                    percent_text(row.people_balanced),
+                    percent_text(row.position.noise_against_people),
+                    percent_text(row.position.settled_against_people),
                 )
                 for row in (*rows, *judge.capabilities)
             ),
@@ -314,7 +314,7 @@ def _halo(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]:
         "halo",
         "Capabilities that repeat the judge's overall verdict" if same else "Capabilities and the judge's overall verdict",
         "warning" if same else "note" if mild else "fine",
-        summary + (f"; {percent(HALO)} or more: {_listed(same)}" if same else ""),
+        summary + (f"; {percent(HALO)} or more: {listed(same)}" if same else ""),
         "Their experts learn what the task model knows: ask one capability a call, ask about narrower points, or label closer pairs."
         if same
         else "",
@@ -356,14 +356,14 @@ def _twins(judge: "JudgeReport", rows: _Rows, minimum: int) -> Iterator[Finding]
 
 def _several(found: "JudgesAgreement") -> Finding:
     told = [
-        f"capabilities {_figure(found.capabilities)}" if found.capabilities else "",
-        f"overall {_figure(found.overall)}" if found.overall else "",
+        f"capabilities {figure_text(found.capabilities)}" if found.capabilities else "",
+        f"overall {figure_text(found.overall)}" if found.overall else "",
     ]
     difference = found.difference
     better = difference is not None and difference.low > 0.0
     worse = difference is not None and difference.high < 0.0
     summary = f"alpha of {counted(len(found.judges), 'judge')} on {counted(found.items, 'pair')}: {', '.join(filter(None, told))}"
-    summary += f"; difference on the same pairs {_figure(difference, signed=True)}" if difference else ""
+    summary += f"; difference on the same pairs {figure_text(difference, signed=True)}" if difference else ""
     cells = [(f"{pair.one}, {pair.other}", pair.capabilities, pair.overall) for pair in found.pairs[:10]]
     return Finding(
         "judges",
@@ -376,89 +376,3 @@ def _several(found: "JudgesAgreement") -> Finding:
         summary,
         table=Table(("judges", "same on capabilities", "same overall"), tuple(cells)),
     )
-
-
-def format_finding(found: "FormatComparison") -> Finding:
-    """One capability a call against all in one call, as a finding."""
-    rows = [row for row in (found.capabilities, found.overall) if row is not None]
-    if not rows:
-        return Finding(
-            "formats", "Nothing to compare", "note", "the two sets share no question: expected the same prompts, responses and names"
-        )
-    halo = found.capabilities.follows_difference if found.capabilities else None
-    adds, takes = halo is not None and halo.low > 0.0, halo is not None and halo.high < 0.0
-    severity: Severity = "note" if adds or takes else "fine"
-    told = [f"{row.capability or 'all capabilities'}: equal labels in {share_text(row.same)} of {row.same.n:,}" for row in rows if row.same]
-    if found.capabilities and found.capabilities.one_follows and found.capabilities.many_follows and halo:
-        one, many = found.capabilities.one_follows, found.capabilities.many_follows
-        told.insert(
-            0,
-            f"labels follow overall: one a call {share_text(one)}, all in one {share_text(many)}, difference {_figure(halo, signed=True)}",
-        )
-    return Finding(
-        "formats",
-        "Asking everything in one call adds halo"
-        if adds
-        else "Asking one capability a call adds halo"
-        if takes
-        else "The format of the call makes no clear difference to the halo",
-        severity,
-        f"{counted(found.items, 'pair')}; {'; '.join(told)}",
-        "Ask one capability a call where the labels are for experts." if adds else "",
-        table=Table(
-            (
-                "capability",
-                "equal labels",
-                "follow: one a call",
-                "all in one",
-                "difference",
-                "same verdict: one a call",
-                "in one",
-                "change",
-            ),
-            tuple(
-                (
-                    row.capability or "all capabilities",
-                    row.same,
-                    row.one_follows,
-                    row.many_follows,
-                    _figure(row.follows_difference, signed=True),
-                    row.one_consistency,
-                    row.many_consistency,
-                    _figure(row.consistency_difference, signed=True),
-                )
-                for row in (*rows, *found.rows)
-            ),
-        ),
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (" …" if len(names) > _LISTED else "")
-
-
-def _figure(found: Figure | None, *, signed: bool = False) -> str:
-    if found is None:
-        return "-"
-    value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
-
-
-def _percent(found: Figure | None) -> str:
-    """A share that comes from draws, as `share_text` writes plain ones: "2.4% [2, 3]"."""
-    return "-" if found is None else share_text(Share(found.value, found.low, found.high, found.n, found.n_prompts))
-
-
-def _signed_percent(found: Figure | None) -> str:
-    """A difference of shares, or one that may be negative: "+2.4 [+1.6, +3.1]", in percent."""
-    if found is None:
-        return "-"
-    value, low, high = (f"{100 * number:+.1f}" for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
-
-
-def _size(found: Figure) -> str:
-    """A signed share without its sign: "7.1% [5, 9]"; the interval starts at 0 where the sign is open."""
-    ends = sorted((abs(found.low), abs(found.high)))
-    low = ends[0] if found.apart_from(0.0) else 0.0
-    return share_text(Share(abs(found.value), low, ends[1], found.n, found.n_prompts))

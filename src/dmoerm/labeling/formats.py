@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dmoerm.data.doctor.finding import Finding, Severity, Table
 from dmoerm.data.doctor.share import Share, share_of
+from dmoerm.data.doctor.wording import counted, share_text
 from dmoerm.labeling.draws import Draws, Figure, share_difference
 from dmoerm.labeling.judged import JudgedPair
 from dmoerm.labeling.questions import Questions, questions_of
+from dmoerm.labeling.wording import signed_percent_text
 from dmoerm.records import OVERALL
 
 __all__ = ["FormatComparison", "FormatRow", "compare_formats"]
@@ -63,9 +66,9 @@ class FormatComparison:
 
     def as_text(self, width: int = 80, *, colour: bool = False) -> str:
         """For a terminal of `width` columns."""
-        from dmoerm.labeling.findings import format_finding, page_of
+        from dmoerm.labeling.findings import page_of
 
-        return page_of("One capability a call, or all in one", (format_finding(self),), width, colour=colour)
+        return page_of("One capability a call, or all in one", (_finding(self),), width, colour=colour)
 
 
 def compare_formats(one: Sequence[JudgedPair], many: Sequence[JudgedPair], *, seed: int = 0, samples: int = 1000) -> FormatComparison:
@@ -125,3 +128,55 @@ def _row(name: str | None, one: Questions, many: Questions, draws: Draws) -> For
 def _following(questions: Questions) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     known = (questions.label_Q != 0) & (questions.overall_Q != 0) & ~questions.about_overall_Q
     return (questions.label_Q == questions.overall_Q)[known], questions.prompt_Q[known]
+
+
+def _finding(found: FormatComparison) -> Finding:
+    rows = [row for row in (found.capabilities, found.overall) if row is not None]
+    if not rows:
+        return Finding(
+            "formats", "Nothing to compare", "note", "the two sets share no question: expected the same prompts, responses and names"
+        )
+    halo = found.capabilities.follows_difference if found.capabilities else None
+    adds, takes = halo is not None and halo.low > 0.0, halo is not None and halo.high < 0.0
+    severity: Severity = "note" if adds or takes else "fine"
+    told = [f"{row.capability or 'all capabilities'}: equal labels in {share_text(row.same)} of {row.same.n:,}" for row in rows if row.same]
+    if found.capabilities and found.capabilities.one_follows and found.capabilities.many_follows and halo:
+        one, many = found.capabilities.one_follows, found.capabilities.many_follows
+        difference = f"{signed_percent_text(halo)} points"
+        told.insert(0, f"labels follow overall: one a call {share_text(one)}, all in one {share_text(many)}, difference {difference}")
+    return Finding(
+        "formats",
+        "Asking everything in one call adds halo"
+        if adds
+        else "Asking one capability a call adds halo"
+        if takes
+        else "The format of the call makes no clear difference to the halo",
+        severity,
+        f"{counted(found.items, 'pair')}; {'; '.join(told)}",
+        "Ask one capability a call where the labels are for experts." if adds else "",
+        table=Table(
+            (
+                "capability",
+                "equal labels",
+                "follow: one a call",
+                "all in one",
+                "difference",
+                "steady: one a call",
+                "in one",
+                "change",
+            ),
+            tuple(
+                (
+                    row.capability or "all capabilities",
+                    row.same,
+                    row.one_follows,
+                    row.many_follows,
+                    signed_percent_text(row.follows_difference),
+                    row.one_consistency,
+                    row.many_consistency,
+                    signed_percent_text(row.consistency_difference),
+                )
+                for row in (*rows, *found.rows)
+            ),
+        ),
+    )
