@@ -21,7 +21,7 @@ from dmoerm.labeling.halo import CapabilityPair, capability_pairs
 from dmoerm.labeling.judged import JudgedPair
 from dmoerm.labeling.judges import JudgesAgreement, judges_agreement
 from dmoerm.labeling.position import PositionBias, position_bias
-from dmoerm.labeling.questions import Questions, questions_of
+from dmoerm.labeling.columns import Questions, questions_of
 from dmoerm.recipe import ExpertOptions
 from dmoerm.records import OVERALL
 
