@@ -301,7 +301,7 @@ def _salvage(args: argparse.Namespace, recipe: "Recipe") -> int:
 
 def _report(args: argparse.Namespace, paths: list[Path]) -> int:
     from dmoerm.errors import ConfigError
-    from dmoerm.evaluation.label_page import label_sections
+    from dmoerm.evaluation.label_page import format_sections, label_sections
     from dmoerm.evaluation.report import write_report
     from dmoerm.labeling.agreement import label_report
 
@@ -319,7 +319,8 @@ def _report(args: argparse.Namespace, paths: list[Path]) -> int:
         if formats:
             print(formats.as_text(width, colour=colour))
     if args.html:
-        write_report(args.html, "What the labels are worth", label_sections(report, formats), subtitle=", ".join(map(str, paths)))
+        sections = [*label_sections(report), *(format_sections(formats) if formats else ())]
+        write_report(args.html, "What the labels are worth", sections, subtitle=", ".join(map(str, paths)))
     return DONE
 
 

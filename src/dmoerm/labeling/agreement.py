@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from dmoerm.data.doctor.share import Share, share_of
 from dmoerm.labeling.alpha import alpha_difference, alpha_figure, value_counts
+from dmoerm.labeling.columns import Questions, questions_of
 from dmoerm.labeling.draws import Draws, Figure, FloatArray, figure, share_difference
 from dmoerm.labeling.halo import CapabilityPair, capability_pairs
 from dmoerm.labeling.judged import JudgedPair
 from dmoerm.labeling.judges import JudgesAgreement, judges_agreement
 from dmoerm.labeling.position import PositionBias, position_bias
-from dmoerm.labeling.columns import Questions, questions_of
 from dmoerm.recipe import ExpertOptions
 from dmoerm.records import OVERALL
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from dmoerm.data.doctor.finding import Finding, Severity, Table
 from dmoerm.data.doctor.share import Share, share_of
 from dmoerm.data.doctor.wording import counted, share_text
+from dmoerm.labeling.columns import Questions, questions_of
 from dmoerm.labeling.draws import Draws, Figure, share_difference
 from dmoerm.labeling.judged import JudgedPair
-from dmoerm.labeling.columns import Questions, questions_of
 from dmoerm.labeling.wording import signed_percent_text
 from dmoerm.records import OVERALL
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from dmoerm.data.doctor.labels import ENOUGH_LABELS, REPEATED, SAME_BEYOND_OVERALL
 from dmoerm.data.doctor.share import Share, share_of
-from dmoerm.labeling.draws import Figure, IntArray
 from dmoerm.labeling.columns import Questions
+from dmoerm.labeling.draws import Figure, IntArray
 from dmoerm.records import OVERALL
 
 __all__ = ["CapabilityPair", "capability_pairs", "cohen_kappa"]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dmoerm.data.doctor.share import Share, share_of
 from dmoerm.labeling.alpha import alpha_difference, alpha_figure, value_counts
-from dmoerm.labeling.draws import Draws, Figure, IntArray
 from dmoerm.labeling.columns import MISSING, Questions
+from dmoerm.labeling.draws import Draws, Figure, IntArray
 from dmoerm.records import OVERALL
 
 __all__ = ["AlphaRow", "JudgePair", "JudgesAgreement", "judges_agreement"]
