@@ -498,6 +498,24 @@ def test_spoilt_content_comes_in_a_sound_envelope_that_the_client_parses(name):
     assert spoilt["usage"] == good["usage"]
 
 
+@pytest.mark.parametrize("name", [name for name, row in MISBEHAVIOURS.items() if row.kind == "content"])
+def test_log_probabilities_cover_spoilt_content_too(name):
+    with FakeOpenAI() as server:
+        server.script(name)
+        choice = ask(server, question(**EVERYTHING)).choices[0]
+    if isinstance(choice.message.content, str):
+        assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
+    else:
+        assert choice.logprobs is None
+
+
+def test_a_verdict_in_a_fence_keeps_its_alternatives():
+    with FakeOpenAI() as server:
+        server.script("fenced")
+        tokens = ask(server, question(**EVERYTHING)).choices[0].logprobs.content
+    assert [[item.token for item in token.top_logprobs][:3] for token in tokens if token.token == "A"] == [["A", "B", "tie"]] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -810,9 +828,10 @@ with fake_openai_process(Path({str(log)!r})) as server:
     base_url = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True).stdout
     port = int(base_url.rpartition(":")[2].partition("/")[0])
     deadline = time.monotonic() + 10
-    with pytest.raises(ConnectionRefusedError):
-        while time.monotonic() < deadline:
+    with contextlib.suppress(ConnectionRefusedError):
+        while True:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            assert time.monotonic() < deadline, "it still accepts connections"
             time.sleep(0.05)
 
 
