@@ -248,7 +248,7 @@ def plot(records: list[dict[str, object]], path: Path) -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<path d="M{left} {top}V{height - bottom}H{width - right}" fill="none" stroke="#555"/>',
-        f'<text x="{(left + width - right) / 2:.0f}" y="{height - 12}" text-anchor="middle">cost of scoring, plain passes of six layers</text>',
+        f'<text x="{(left + width - right) / 2:.0f}" y="{height - 12}" text-anchor="middle">cost, plain passes of six layers</text>',
         f'<text transform="translate(16 {(top + height - bottom) / 2:.0f}) rotate(-90)" text-anchor="middle">agreement on pairs</text>',
     ]
     for tick in range(int(x_most) + 1):
@@ -284,8 +284,8 @@ def main() -> None:
     text, records = table({case: found[case] for case in CASES}, plain_s)
     header = (
         f"Date {date.today()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}. Categories {', '.join(args.categories)}; test fold {args.test_fold}, other inner folds train; "
-        "seed 0. Cost 1 is one plain pass of six-layer MiniLM."
+        f"transformers {transformers.__version__}. Categories {', '.join(args.categories)}; test fold {args.test_fold}, other inner folds "
+        "train; seed 0. Cost 1 is one plain pass of six-layer MiniLM."
     )
     page = f"# Depth, rank and pooling of experts\n\n{header}\n\n{text}\n"
     print(page)

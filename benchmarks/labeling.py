@@ -43,7 +43,8 @@ def recipe(folder: Path, base_url: str, pairs: int, in_flight: int) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(
         "data: {comparisons: [pairs.jsonl], test_fraction: 0.0}\n"
-        f"labeling: {{base_url: '{base_url}', model: fake, api_key_env: null, max_in_flight: {in_flight}, overall: false, canaries: false}}",
+        f"labeling: {{base_url: '{base_url}', model: fake, api_key_env: null, overall: false, canaries: false, "
+        f"max_in_flight: {in_flight}}}\n",
         encoding="utf-8",
     )
     return path
