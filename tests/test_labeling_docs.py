@@ -10,6 +10,7 @@ import pytest
 from fake_judge import ScriptedJudge
 from fake_openai import FakeOpenAI
 
+from dmoerm import RewardModel
 from dmoerm.cli.main import main
 
 PAGE = (Path(__file__).parent.parent / "docs" / "labeling.md").read_text(encoding="utf-8")
@@ -72,11 +73,11 @@ def test_the_commands_of_the_page_lead_from_comparisons_to_a_measured_model(comm
             assert server.count == 0
     assert "questions answered, 0 open" in printed["label status recipe.yaml"]
     assert re.search(r"known pairs: right on (9|1[0-2]) of 12 presentations", printed["label status recipe.yaml"])
-    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").open(encoding="utf-8")]
+    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {label["capability"] for row in labels for label in row["labels"]} >= {"correctness", "conversational_sense", "overall"}
     assert (tmp_path / "labels.html").stat().st_size > 5_000
-    manifest = json.loads((tmp_path / "model" / "dmoerm.json").read_text(encoding="utf-8"))
-    assert manifest["inner"]["objective_qa"]["capabilities"], "experts were trained from the labels alone"
+    trained = RewardModel.from_pretrained(tmp_path / "model").inner
+    assert "correctness" in trained["objective_qa"].capabilities, "experts were trained from the labels alone"
     assert "judge/judge-model" in printed["evaluate model test.jsonl"]
     assert server.count == server.distinct, "no question was sent twice"
     assert b"sk-a-key" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
