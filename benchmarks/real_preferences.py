@@ -322,6 +322,7 @@ def main(clock: Callable[[], float] = time.monotonic) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/real_preferences"), help="where stored states and finished runs are kept")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="where the table goes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--held-seeds", type=int, nargs="+", help="seeds of the condition held; default: those of --seeds")
     parser.add_argument("--inner", action="store_true", help="choose on inner folds: train on folds 0–2, test on fold 3")
     parser.add_argument(
         "--conditions", nargs="+", default=["all", "held"], choices=["all", "held"], help="all authors; a quarter of them held out"
@@ -340,8 +341,9 @@ def main(clock: Callable[[], float] = time.monotonic) -> None:
     results: dict[str, dict[str, list[Rewards]]] = {}
     seconds: dict[str, float] = {}
     tag = f"{'inner' if args.inner else 'test'}-{recipe_hash(recipe)}"
-    for seed in args.seeds:
-        for condition in args.conditions:
+    seeds = {"all": args.seeds, "held": args.held_seeds or args.seeds}
+    for condition in args.conditions:
+        for seed in seeds[condition]:
             finished = args.work / f"{tag}-{condition}-{seed}.json"
             if not finished.exists():
                 prepared = prepared or base_workspace(args.data, recipe, args.work)
@@ -372,8 +374,10 @@ def main(clock: Callable[[], float] = time.monotonic) -> None:
     )
     folds = "inner folds" if args.inner else "test folds"
     minutes = sum(seconds.values()) / 60
+    unseen = f" (unseen authors: {seeds['held']})" if held_runs else ""
     header = (
-        f"Date {date.today()}, {versions}. Recipe {recipe_hash(recipe)}, seeds {args.seeds}, {folds}; "
+        f"Date {date.today()}, {versions}. Recipe {recipe_hash(recipe)}, seeds {args.seeds}"
+        f"{unseen}, {folds}; "
         f"training {minutes:.0f} minutes in all. "
         "Brackets: 95 % bootstrap over prompts; in parentheses the paired difference to `single`."
     )
