@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the .jsonl.gz files")
     parser.add_argument("--categories", nargs="+", default=["objective_qa", "subjective_qa", "text_creation"])
     parser.add_argument("--test-fold", type=int, default=3, choices=range(4))
+    parser.add_argument("--skip", type=int, nargs="+", default=[], help="numbers of cases, from 1, to leave out")
     parser.add_argument("--work", type=Path, default=Path("runs/expert_depth"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
@@ -278,10 +279,11 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     pairs, judged = (with_folds(args.data / f"{name}.jsonl.gz") for name in ("alpaca_eval_pairs", "capability_judgements"))
     plain_s = plain_seconds(pairs, args)
+    cases = [case for number, case in enumerate(CASES, 1) if number not in args.skip]
     found: dict[Case, Measured] = {}
-    for shape in dict.fromkeys((case.layers, case.pooling) for case in CASES):
-        found |= measure([case for case in CASES if (case.layers, case.pooling) == shape], pairs, judged, args)
-    text, records = table({case: found[case] for case in CASES}, plain_s)
+    for shape in dict.fromkeys((case.layers, case.pooling) for case in cases):
+        found |= measure([case for case in cases if (case.layers, case.pooling) == shape], pairs, judged, args)
+    text, records = table({case: found[case] for case in cases}, plain_s)
     header = (
         f"Date {date.today()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}. Categories {', '.join(args.categories)}; test fold {args.test_fold}, other inner folds "
