@@ -8,7 +8,7 @@ from typing import Any
 from dmoerm.labeling.canaries import CanaryResult, canary_result
 from dmoerm.labeling.costs import Costs
 from dmoerm.labeling.plan import LabelPlan
-from dmoerm.labeling.replies import RETRIED, Outcome
+from dmoerm.labeling.replies import UNUSABLE, Outcome
 from dmoerm.labeling.store import Store
 
 __all__ = ["LabelStatus", "Place", "label_status"]
@@ -43,7 +43,7 @@ class LabelStatus:
     Attributes:
         questions: calls of the plan, canaries counted.
         answered: those with an answer under the plan's settings.
-        given_up: those that failed `max_attempts` times.
+        given_up: those that the endpoint rejected, or whose reply could not be used `max_attempts` times.
         places: by category and capability, in the order of the taxonomy; a call about several points counts for each of them.
         superseded: answers to open questions that were given under other settings, by what has changed since.
         failures: failed attempts at questions without an answer, by outcome.
@@ -84,7 +84,7 @@ def label_status(plan: LabelPlan, store: Store) -> LabelStatus:
         total += 1
         tries = failures.get(key, [])
         has_answer = key in answers
-        spent = not has_answer and (sum(outcome in RETRIED for outcome in tries) >= plan.options.max_attempts or Outcome.REJECTED in tries)
+        spent = not has_answer and (sum(outcome in UNUSABLE for outcome in tries) >= plan.options.max_attempts or Outcome.REJECTED in tries)
         done += has_answer
         given_up += spent
         lost += tries.count(Outcome.UNDER_WAY)
