@@ -519,6 +519,8 @@ def _readable(path: Path) -> Iterator[_Connection]:
     source = sqlite3.connect(f"file:{_quoted(copy)}?mode=rw" if broken_off else f"file:{_quoted(path)}?mode=ro", uri=True)
     source.text_factory = lambda raw: raw.decode("utf-8", "replace")
     try:
+        with contextlib.suppress(sqlite3.Error):
+            source.execute("PRAGMA writable_schema = ON")  # else nothing at all is read of a file that has lost its end
         yield source
     finally:
         source.close()
