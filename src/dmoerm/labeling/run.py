@@ -275,7 +275,7 @@ class _Run:
                 self.sent += 1
                 account.enter_context(self.cost.under_way(question))
                 attempt = await self.store.begin(question, asdict(self.plan.settings))
-                if self.stopping.is_set():  # meanwhile; nothing has been sent yet
+                if self.stopping.is_set() and self.ended != "limit":  # meanwhile; nothing has been sent yet
                     self.sent -= 1
                     await self.store.withdraw(attempt)
                     return None

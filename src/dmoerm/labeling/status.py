@@ -112,7 +112,7 @@ def label_status(plan: LabelPlan, store: Store) -> LabelStatus:
 
 
 def _changes(plan: LabelPlan, criteria: str, given: list[tuple[str, str]], all_settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """What differs between now and the nearest of the settings under which the same question has an answer."""
+    """What differs between now and the nearest, of equally near ones the newest, of the settings under which a question has an answer."""
     now = asdict(plan.settings)
     found: list[list[str]] = []
     for settings, with_criteria in given:
@@ -121,7 +121,7 @@ def _changes(plan: LabelPlan, criteria: str, given: list[tuple[str, str]], all_s
         if with_criteria != criteria:
             changed.append("the description of the capability")
         found.append(changed)
-    return ", ".join(sorted(found, key=len)[0]) or "nothing that is known"
+    return ", ".join(min(reversed(found), key=len)) or "nothing that is known"
 
 
 def _change(name: str, before: Any, now: Any) -> str:

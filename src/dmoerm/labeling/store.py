@@ -258,9 +258,9 @@ class Store:
         return {key: json.loads(value) for key, value in self._all("SELECT id, value FROM settings")}
 
     def answered_items(self) -> dict[str, list[tuple[str, str]]]:
-        """By item, the (settings, criteria) under which it has an answer."""
+        """By item, the (settings, criteria) under which it has an answer, oldest first."""
         found: dict[str, list[tuple[str, str]]] = {}
-        rows = self._all("SELECT item, settings, criteria FROM questions WHERE key IN (SELECT key FROM verdicts)")
+        rows = self._all("SELECT item, settings, criteria FROM questions WHERE key IN (SELECT key FROM verdicts) ORDER BY rowid")
         for item, settings, criteria in rows:
             found.setdefault(item, []).append((settings, criteria))
         return found
