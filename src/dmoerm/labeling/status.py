@@ -121,7 +121,7 @@ def _changes(plan: LabelPlan, criteria: str, given: list[tuple[str, str]], all_s
         if with_criteria != criteria:
             changed.append("the description of the capability")
         found.append(changed)
-    return ", ".join(min(reversed(found), key=len)) or "nothing that is known"
+    return ", ".join(sorted(reversed(found), key=len)[0]) or "nothing that is known"
 
 
 def _change(name: str, before: Any, now: Any) -> str:
