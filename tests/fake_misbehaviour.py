@@ -8,6 +8,7 @@ function and a row. Bodies of errors have the fields and codes of OpenAI's, word
 import asyncio
 import functools
 import json
+import re
 import socket
 import struct
 import time
@@ -133,14 +134,29 @@ def envelope(**fields: object):
 
 
 def content(change: Callable[[Exchange], object], finish_reason: str = "stop", **message: object):
-    """The good completion with the content replaced by `change(exchange)`, and any other fields of the message."""
+    """The good completion with the content replaced by `change(exchange)`, its log-probabilities too, and other fields of the message."""
 
     def reply(exchange: Exchange) -> Reply:
-        exchange.good["choices"][0]["message"] |= {"content": change(exchange), **message}
-        exchange.good["choices"][0]["finish_reason"] = finish_reason
+        choice, text = exchange.good["choices"][0], change(exchange)
+        choice["logprobs"] = _logprobs_of(text, exchange.content, choice["logprobs"])
+        choice["message"] |= {"content": text, **message}
+        choice["finish_reason"] = finish_reason
         return exchange.good_reply()
 
     return reply
+
+
+def _logprobs_of(text: object, good: str, given: dict | None) -> dict | None:
+    """Of a spoilt text: the good tokens where it holds the good content whole, else a token a word. None: not asked for, or no text."""
+    if given is None or not isinstance(text, str):
+        return None
+    before, found, after = text.partition(good)
+    return {**given, "content": [*_words(before), *(given["content"] if found else ()), *_words(after)]}
+
+
+def _words(text: str) -> list[dict]:
+    words = re.findall(r"\s*\S+|\s+", text)
+    return [{"token": word, "logprob": -0.01, "bytes": list(word.encode("utf-8", "surrogatepass")), "top_logprobs": []} for word in words]
 
 
 def each(answer: object):

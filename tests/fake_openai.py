@@ -50,7 +50,7 @@ class HttpRequest:
 
 @dataclass
 class Request:
-    """A request to chat/completions: what came and what was done with it. Complete once `given` is set, but for `client_left`."""
+    """A request to chat/completions: what came and what was done with it. All but the last two fields are set before it is listed."""
 
     number: int  # from 0, in order of arrival
     key: str  # the same for the same question
@@ -96,8 +96,10 @@ class FakeOpenAI:
         latency_s: wait before each whole reply with status 200. Errors come at once.
         jitter_s: up to this much more, by request.
         max_in_flight: a request above this many at once gets 429 at once.
+        max_per_s: likewise one above this many a second, at least 1; after a quiet second so many may come at once.
         busy_retry_after: the Retry-After of that 429; None sends none.
         models: the models it knows; None knows any.
+        key: names the question of a body; the same name is the same question. Give one where a body holds something random.
         log: file to which each request is appended as a line of JSON before it is answered; attempts count on from what is there.
     """
 
@@ -108,16 +110,19 @@ class FakeOpenAI:
         latency_s: float = 0.0,
         jitter_s: float = 0.0,
         max_in_flight: int | None = None,
+        max_per_s: float | None = None,
         busy_retry_after: str | None = None,
         models: tuple[str, ...] | None = None,
         prefix: str = "/v1",
         port: int = 0,
         log: str | Path | None = None,
+        key: Callable[[Mapping | None], str] = request_key,
     ):
         self.judge = judge or ScriptedJudge()
         self.latency_s, self.jitter_s = latency_s, jitter_s
         self.max_in_flight, self.busy_retry_after = max_in_flight, busy_retry_after
-        self.models = models
+        self.max_per_s, self._allowance, self._allowance_at = max_per_s, 0.0, 0.0
+        self.models, self._key = models, key
         self.prefix, self.port = prefix, port
         self._lock = threading.Condition()
         self._requests: list[Request] = []
@@ -255,11 +260,14 @@ class FakeOpenAI:
             self.port = listener.sockets[0].getsockname()[1]
             announce()
             await stopping.wait()
-            listener.close()
-            for connection in list(self._connections):
-                connection.drop()
-            while self._connections:
+            # No more is accepted, but what just was turns up yet, made by tasks of asyncio that bear neither being cancelled nor a closed
+            # listener: they end by themselves.
+            loop.remove_reader(listener.sockets[0].fileno())
+            while self._connections or len(asyncio.all_tasks()) > 1:
+                for connection in self._connections:
+                    connection.drop()
                 await asyncio.sleep(0)
+            listener.close()
 
     # Answering.
 
@@ -283,7 +291,7 @@ class FakeOpenAI:
     async def _prepare(self, request: Request, http: HttpRequest, connection: "_Connection") -> Reply | None:
         """The reply when it is due; None where a misbehaviour has had the connection to itself."""
         misbehaviour, reply = self._decide(request)
-        self._write_log(request)
+        self._record(request)
         if reply is None:
             exchange = self._exchange(request, http, connection)
             if misbehaviour is not None and misbehaviour.wire is not None:
@@ -300,14 +308,10 @@ class FakeOpenAI:
         except ValueError:
             body = None
         body = body if isinstance(body, dict) else None
-        key = request_key(body)
+        key = self._key(body)
         self._in_flight += 1
         self._attempts[key] += 1
-        with self._lock:
-            request = Request(len(self._requests), key, body, http.headers, time.time(), self._in_flight, self._attempts[key])
-            self._requests.append(request)
-            self._lock.notify_all()
-        return request
+        return Request(len(self._requests), key, body, http.headers, time.time(), self._in_flight, self._attempts[key])
 
     def _decide(self, request: Request) -> tuple[Misbehaviour | None, Reply | None]:
         """The misbehaviour that strikes, or else the reply that refuses the request, or else neither: a good answer is due."""
@@ -315,7 +319,7 @@ class FakeOpenAI:
             request.given = "invalid"
             return None, complaint
         request.asked = asked_criteria(request.body)
-        if self.max_in_flight is not None and self._in_flight > self.max_in_flight:
+        if (self.max_in_flight is not None and self._in_flight > self.max_in_flight) or not self._within_rate(request.arrived):
             request.given = BUSY
             return None, too_many_requests(self.busy_retry_after)
         with self._lock:
@@ -323,7 +327,21 @@ class FakeOpenAI:
         request.given = misbehaviour.name if misbehaviour else GOOD
         return misbehaviour, None
 
-    def _write_log(self, request: Request) -> None:
+    def _within_rate(self, now: float) -> bool:
+        """Whether one more may be answered: a bucket that holds one second's worth and fills at `max_per_s`."""
+        if self.max_per_s is None:
+            return True
+        self._allowance = min(self.max_per_s, self._allowance + (now - self._allowance_at) * self.max_per_s)
+        self._allowance_at = now
+        if self._allowance < 1:
+            return False
+        self._allowance -= 1
+        return True
+
+    def _record(self, request: Request) -> None:
+        with self._lock:
+            self._requests.append(request)
+            self._lock.notify_all()
         if self._log is not None:
             names = ("number", "key", "asked", "arrived", "attempt", "in_flight", "given")
             self._log.write(json.dumps({name: getattr(request, name) for name in names}).encode() + b"\n")
@@ -452,8 +470,9 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The requests a server process has logged so far."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    """The requests a server process has logged so far; a line being written is not one yet."""
+    complete = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in complete]
 
 
 @dataclass(frozen=True)
@@ -470,7 +489,7 @@ class ServerProcess:
     def wait_for(self, count: int, timeout_s: float = 20.0) -> None:
         """Returns once `count` requests have come."""
         deadline = time.monotonic() + timeout_s
-        while (came := len(self.requests)) < count:
+        while (came := self.log.read_bytes().count(b"\n")) < count:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{came} of {count} requests came within {timeout_s} s")
             time.sleep(0.01)
@@ -497,6 +516,7 @@ async def _serve_process(options: argparse.Namespace) -> None:
         latency_s=options.latency_s,
         jitter_s=options.jitter_s,
         max_in_flight=options.max_in_flight,
+        max_per_s=options.max_per_s,
         busy_retry_after=options.busy_retry_after,
         port=options.port,
         log=options.log,
@@ -511,16 +531,15 @@ async def _serve_process(options: argparse.Namespace) -> None:
         sys.stdout.write(server.base_url + "\n")
         sys.stdout.flush()
 
-    watch = asyncio.create_task(_stop_with_parent(stopping, os.getppid())) if options.with_parent else None
+    def stop_without(parent: int) -> None:
+        if os.getppid() != parent:
+            stopping.set()
+        else:
+            loop.call_later(0.5, stop_without, parent)
+
+    if options.with_parent:
+        stop_without(os.getppid())
     await server.serve(stopping, announce)
-    if watch is not None:
-        watch.cancel()
-
-
-async def _stop_with_parent(stopping: asyncio.Event, parent: int) -> None:
-    while os.getppid() == parent:
-        await asyncio.sleep(0.5)
-    stopping.set()
 
 
 def _misbehaviour_and_chance(text: str) -> tuple[str, float]:
@@ -536,6 +555,7 @@ def main() -> None:
     parser.add_argument("--latency-s", type=float, default=0.0)
     parser.add_argument("--jitter-s", type=float, default=0.0)
     parser.add_argument("--max-in-flight", type=int, help="more at once get 429")
+    parser.add_argument("--max-per-s", type=float, help="more a second get 429")
     parser.add_argument("--busy-retry-after", help="Retry-After of that 429")
     parser.add_argument("--position-bias", type=float, default=0.0, help="probability of A unseen")
     parser.add_argument("--noise", type=float, default=0.0, help="probability of the wrong answer")

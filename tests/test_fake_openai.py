@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
+import fake_openai
 import pytest
 from fake_judge import ScriptedJudge, Verdict, asked_criteria, completion, draw, markers, request_key
 from fake_misbehaviour import HUGE_BYTES, MISBEHAVIOURS, Misbehaviour, drip, rate_limited
@@ -294,13 +296,42 @@ def test_requests_are_counted_by_question_and_attempt():
     assert server.requests[0].arrived == pytest.approx(time.time(), abs=60)
 
 
+def test_what_makes_a_question_the_same_can_be_told():
+    with FakeOpenAI(key=lambda body: body["messages"][-1]["content"].partition("Question")[0]) as server:
+        ask_all(server, [question(1), question(2), question(3, names=("logic",))])
+    assert (server.count, server.distinct) == (3, 2)
+
+
+def ask_and_leave(server, count):
+    """`count` different questions at once; once all have come, the client leaves. Returns what those answered by then got."""
+
+    async def act(client):
+        tasks = [asyncio.create_task(client.chat.completions.create(**question(number))) for number in range(count)]
+        await asyncio.to_thread(server.wait_for, count)
+        done, waiting = await asyncio.wait(tasks, timeout=0.3)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return [task.exception() or task.result() for task in done]
+
+    return run(server.base_url, act)
+
+
+def until_idle(server, timeout_s=5.0):
+    deadline = time.monotonic() + timeout_s
+    while server.in_flight:
+        assert time.monotonic() < deadline, f"{server.in_flight} still in flight"
+        time.sleep(0.01)
+
+
 def test_the_peak_is_the_number_of_requests_at_once():
-    with FakeOpenAI(latency_s=0.3) as server:
-        ask_all(server, [question(number) for number in range(12)])
-        assert server.peak_in_flight == 12
-        assert server.in_flight == 0
+    with FakeOpenAI() as server:
+        server.script("never_answers", times=12)
+        assert ask_and_leave(server, 12) == []
+        until_idle(server)
         ask(server)
-        assert server.requests[-1].in_flight == 1
+    assert server.peak_in_flight == 12
+    assert server.requests[-1].in_flight == 1
 
 
 def test_one_after_the_other_is_never_two_at_once():
@@ -315,12 +346,25 @@ def test_one_after_the_other_is_never_two_at_once():
 
 
 def test_above_max_in_flight_comes_429_at_once():
-    with FakeOpenAI(latency_s=0.5, max_in_flight=3, busy_retry_after="0.25") as server:
-        replies = ask_all(server, [question(number) for number in range(8)])
-    refused = [reply for reply in replies if isinstance(reply, openai.RateLimitError)]
-    assert server.given == {"good": 3, "busy": 5}
-    assert {reply.response.headers["retry-after"] for reply in refused} == {"0.25"}
+    with FakeOpenAI(max_in_flight=3, busy_retry_after="0.25") as server:
+        server.script("never_answers")
+        refused = ask_and_leave(server, 8)
+    assert {(type(error), error.response.headers["retry-after"]) for error in refused} == {(openai.RateLimitError, "0.25")}
+    assert server.given == {"never_answers": 3, "busy": 5}
     assert server.peak_in_flight == 4
+
+
+def test_above_a_rate_comes_429_until_time_has_passed():
+    with FakeOpenAI(max_per_s=4) as server:
+        ask_all(server, [question(number) for number in range(20)])
+        first = server.given["good"]
+        time.sleep(0.6)
+        ask_all(server, [question(number) for number in range(20)])
+        assert server.given["good"] >= first + 2
+    assert first >= 4  # what a quiet second gathers
+    took_s = server.requests[-1].arrived - server.requests[0].arrived
+    assert server.given["good"] <= 4 + 4 * took_s
+    assert server.given["good"] + server.given["busy"] == 40
 
 
 def test_a_latency_is_waited_and_an_error_comes_at_once():
@@ -380,11 +424,11 @@ def test_chance_is_the_same_for_the_same_seed_whatever_the_order_and_new_for_eac
                 ask_all(server, [question(number) for number in order])
             return {(request.key, request.attempt): request.given for request in server.requests}
 
-    first = struck(range(60), 7)
-    assert first == struck(range(59, -1, -1), 7)
-    assert first != struck(range(60), 8)
-    # 120 draws of 0.3: 36 expected, 4 standard deviations are 20.
-    assert 16 <= list(first.values()).count("fenced") <= 56
+    first = struck(range(40), 7)
+    assert first == struck(range(39, -1, -1), 7)
+    assert first != struck(range(40), 8)
+    # 80 draws of 0.3: 24 expected, 4 standard deviations are 16.
+    assert 8 <= list(first.values()).count("fenced") <= 40
     attempts = [{key for (key, attempt), given in first.items() if attempt == number and given == "fenced"} for number in (1, 2)]
     assert attempts[0] != attempts[1]
 
@@ -452,6 +496,24 @@ def test_spoilt_content_comes_in_a_sound_envelope_that_the_client_parses(name):
         spoilt = ask(server, question(**EVERYTHING)).model_dump(warnings=False)
     assert spoilt["choices"] != good["choices"]
     assert spoilt["usage"] == good["usage"]
+
+
+@pytest.mark.parametrize("name", [name for name, row in MISBEHAVIOURS.items() if row.kind == "content"])
+def test_log_probabilities_cover_spoilt_content_too(name):
+    with FakeOpenAI() as server:
+        server.script(name)
+        choice = ask(server, question(**EVERYTHING)).choices[0]
+    if isinstance(choice.message.content, str):
+        assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
+    else:
+        assert choice.logprobs is None
+
+
+def test_a_verdict_in_a_fence_keeps_its_alternatives():
+    with FakeOpenAI() as server:
+        server.script("fenced")
+        tokens = ask(server, question(**EVERYTHING)).choices[0].logprobs.content
+    assert [[item.token for item in token.top_logprobs][:3] for token in tokens if token.token == "A"] == [["A", "B", "tie"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -646,10 +708,7 @@ def test_a_client_that_gives_up_is_noticed_and_the_server_goes_on(name):
             return await client.chat.completions.create(**question())
 
         assert answers(run(server.base_url, act)) == {"correctness": "A", "logic": "A"}
-        deadline = time.monotonic() + 5
-        while server.in_flight and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert server.in_flight == 0
+        until_idle(server)
     assert [request.client_left for request in server.requests] == [True, False]
 
 
@@ -666,9 +725,7 @@ def test_a_client_that_leaves_during_the_latency_frees_its_place():
         with pytest.raises(openai.APITimeoutError):
             ask(server, timeout_s=0.2)
         server.latency_s = 0
-        deadline = time.monotonic() + 5
-        while server.in_flight and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until_idle(server)
         ask(server)
     assert [request.client_left for request in server.requests] == [True, False]
 
@@ -681,9 +738,7 @@ def test_a_huge_body_can_be_left_in_the_middle():
             connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data))
             received = sum(len(connection.recv(65_536)) for _ in range(20))
         assert 0 < received < HUGE_BYTES
-        deadline = time.monotonic() + 5
-        while server.in_flight and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until_idle(server)
     assert server.requests[0].client_left
 
 
@@ -708,6 +763,28 @@ def test_the_server_stops_quickly_with_requests_in_flight_and_leaves_no_thread()
     assert not [thread for thread in threading.enumerate() if thread.name == "fake-openai"]
     for client in clients:
         client.close()
+
+
+def test_the_server_stops_cleanly_while_clients_go_on_connecting():
+    data = json.dumps(question()).encode()
+
+    def hammer(port, stop):
+        while not stop.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+                connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data))
+                connection.recv(10)
+
+    for round_ in range(10):
+        stop = threading.Event()
+        with FakeOpenAI(latency_s=0.001 * (round_ % 3)) as server:
+            threads = [threading.Thread(target=hammer, args=(server.port, stop)) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            server.wait_for(20)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert server.in_flight == 0
 
 
 def test_a_port_in_use_is_said_at_the_start():
@@ -737,6 +814,27 @@ asyncio.run(main())
         assert server.requests[0]["asked"] == list(NAMES)
 
 
+def test_the_process_ends_with_the_one_that_started_it(tmp_path):
+    log = tmp_path / "log.jsonl"
+    starter = f"""
+import os, sys
+sys.path.insert(0, {str(Path(fake_openai.__file__).parent)!r})
+from pathlib import Path
+from fake_openai import fake_openai_process
+with fake_openai_process(Path({str(log)!r})) as server:
+    print(server.base_url, flush=True)
+    os._exit(0)
+"""
+    base_url = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True).stdout
+    port = int(base_url.rpartition(":")[2].partition("/")[0])
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(ConnectionRefusedError):
+        while True:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            assert time.monotonic() < deadline, "it still accepts connections"
+            time.sleep(0.05)
+
+
 def test_a_restarted_process_goes_on_counting_attempts_and_gives_the_same_answers(tmp_path):
     options = ("--noise", "0.5", "--position-bias", "0.2", "--seed", "3", "--misbehave", "refused=0.0")
     replies = []
@@ -748,7 +846,7 @@ def test_a_restarted_process_goes_on_counting_attempts_and_gives_the_same_answer
 
 
 def test_the_process_misbehaves_on_demand_and_refuses_what_it_does_not_know(tmp_path):
-    with fake_openai_process(tmp_path / "log.jsonl", "--misbehave", "insufficient_quota") as server:
+    with fake_openai_process(tmp_path / "log.jsonl", "--max-in-flight", "5", "--misbehave", "insufficient_quota") as server:
         with pytest.raises(openai.RateLimitError, match="quota"):
             ask(server)
     assert [request["given"] for request in server.requests] == ["insufficient_quota"]

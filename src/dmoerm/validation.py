@@ -157,6 +157,7 @@ _WORDS: dict[Any, tuple[str, str]] = {
     str: ("text", "texts"),
     Path: ("a path", "paths"),
     type(None): ("null", "null"),
+    Any: ("of any kind", "of any kind"),
 }
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 

@@ -1,11 +1,16 @@
 """`dmoerm evaluate MODEL FILE…`: agreement with preferences, with intervals, beside baselines or another model."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmoerm.cli.main import DONE
 from dmoerm.cli.options import AGGREGATIONS, add_model, open_model, print_json, progress_line
+
+if TYPE_CHECKING:
+    from dmoerm.labeling.judged import JudgedPair
+    from dmoerm.records import Comparison
 
 __all__ = ["add_arguments", "run"]
 
@@ -30,6 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one row each; default: the model's own and mean. The first is the reference, unless --against is given",
     )
     parser.add_argument("--against", metavar="OTHER", help="another model, which is then the reference of the differences")
+    parser.add_argument(
+        "--judge",
+        metavar="RECIPE",
+        type=Path,
+        help="also ask the judge of this recipe (labeling.model) for the overall preference, in both orders; costs money, is kept",
+    )
+    parser.add_argument("--max-cost", metavar="USD", type=float, help="with --judge: stop before its store has cost more")
+    parser.add_argument(
+        "--judgements", metavar="FILE", type=Path, nargs="+", default=[], help="files of two-order judgements: a row for each one's overall"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--report", metavar="PAGE.html", type=Path, help="also write an HTML page")
     parser.add_argument("--bad-rows", choices=("stop", "skip"), default="stop", help="on a row that cannot be used")
@@ -45,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     comparisons, formats, notes = read_files(args.files, format=args.format, bad_rows=args.bad_rows)
     training, _, _ = read_files(args.train, bad_rows=args.bad_rows)
+    judges = _judges(args, comparisons)
     model = open_model(args.model, args.device, args.backbone)
     report = evaluate_model(
         model,
@@ -52,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         training=training,
         aggregations=args.aggregation or list(dict.fromkeys((model.aggregation, "mean"))),
         against=open_model(args.against, args.device) if args.against else None,
+        judges=judges,
         seed=args.seed,
         samples=args.bootstrap_samples,
         meta={"model": args.model, "files": ", ".join(f"{path} ({name})" for path, name in formats.items()), **_counts(notes)},
@@ -64,6 +81,25 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         write_report(args.report, f"Agreement of {Path(args.model).name}", model_sections(report), subtitle=", ".join(map(str, args.files)))
     return DONE
+
+
+def _judges(args: argparse.Namespace, comparisons: "Sequence[Comparison]") -> "dict[str, list[JudgedPair]]":
+    """Verdicts of the judges that were asked for, by name; before any model is loaded, as an endpoint may fail."""
+    import asyncio
+
+    from dmoerm.cli.label import progress_printer
+    from dmoerm.labeling.judged import read_judged
+
+    judges = {path.name.removesuffix(".gz").removesuffix(".jsonl"): read_judged(path) for path in args.judgements}
+    if args.judge is not None:
+        from dmoerm.cli.options import read_recipe
+        from dmoerm.labeling.overall import ask_overall
+        from dmoerm.labeling.run import Limits
+
+        options = read_recipe(args.judge, []).labeling
+        asked = ask_overall(options, comparisons, Limits(args.max_cost), progress=progress_printer(quiet=args.quiet))
+        judges[str(options.model)] = asyncio.run(asked)
+    return judges
 
 
 def _counts(notes: Mapping[str, int]) -> dict[str, int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dmoerm.labeling.run import Progress, RunResult
     from dmoerm.recipe import Recipe
 
-__all__ = ["ACTIONS", "add_arguments", "run"]
+__all__ = ["ACTIONS", "add_arguments", "progress_printer", "run"]
 
 _SECONDS_BETWEEN_LINES = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=("labels", "judgements"),
-        default="labels",
-        help="export: labels for training, or every verdict in both orders, as a file of two-order judgements",
+        help="export: labels for training (when left out), or every verdict in both orders, as a file of two-order judgements",
     )
     parser.add_argument(
         "--against", metavar="SECTION.KEY=VALUE", help="report: compare with the same pairs labelled under this other setting"
@@ -65,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.errors import ConfigError
 
     action, *paths = args.words if args.words[0] in ACTIONS else ["run", *args.words]
+    for flag, owner in _FLAGS.items():
+        if getattr(args, flag) not in (None, False) and owner != action:
+            raise ConfigError(f"--{flag.replace('_', '-')} is for dmoerm label {owner}, and this is {action}. Leave it out")
     if action == "report":
         return _report(args, list(map(Path, paths)))
     expected = 2 if action == "import" else 1
@@ -101,9 +103,7 @@ def _run(args: argparse.Namespace, recipe: "Recipe") -> int:
         )
     _say_left_out(plan)
     with Store(recipe.labeling.store, write=True) as store:
-        result = asyncio.run(
-            label(plan, store, key, Limits(args.max_cost, args.max_requests), progress=_progress_printer(quiet=args.quiet))
-        )
+        result = asyncio.run(label(plan, store, key, Limits(args.max_cost, args.max_requests), progress=progress_printer(quiet=args.quiet)))
         return _finish(args, recipe, plan, store, result)
 
 
@@ -198,7 +198,7 @@ def _say_left_out(plan: "LabelPlan") -> None:
         print(f"{count:,} comparisons {reason}", file=sys.stderr)
 
 
-def _progress_printer(*, quiet: bool) -> Callable[["Progress"], None]:
+def progress_printer(*, quiet: bool) -> Callable[["Progress"], None]:
     """One changing line on a terminal, a line now and then elsewhere."""
     live = sys.stderr.isatty()
     shown = time.monotonic()
@@ -241,7 +241,7 @@ def _export(args: argparse.Namespace, recipe: "Recipe") -> int:
     settings = plan.settings.fingerprint
     with Store(recipe.labeling.store, write=False) as store:
         answers = store.answers(settings)
-    if args.to == "labels":
+    if args.to != "judgements":
         path = args.output or recipe.labeling.output
         written = write_labels(path, labelled_comparisons(plan.pairs, settings, answers))
     else:
@@ -301,7 +301,7 @@ def _salvage(args: argparse.Namespace, recipe: "Recipe") -> int:
 
 def _report(args: argparse.Namespace, paths: list[Path]) -> int:
     from dmoerm.errors import ConfigError
-    from dmoerm.evaluation.label_page import label_sections
+    from dmoerm.evaluation.label_page import format_sections, label_sections
     from dmoerm.evaluation.report import write_report
     from dmoerm.labeling.agreement import label_report
 
@@ -319,7 +319,8 @@ def _report(args: argparse.Namespace, paths: list[Path]) -> int:
         if formats:
             print(formats.as_text(width, colour=colour))
     if args.html:
-        write_report(args.html, "What the labels are worth", label_sections(report, formats), subtitle=", ".join(map(str, paths)))
+        sections = [*label_sections(report), *(format_sections(formats) if formats else ())]
+        write_report(args.html, "What the labels are worth", sections, subtitle=", ".join(map(str, paths)))
     return DONE
 
 
@@ -383,3 +384,14 @@ ACTIONS: dict[str, Callable[..., int]] = {
     "salvage": _salvage,
 }
 """What the first word may be. Each takes the arguments and the recipe."""
+
+_FLAGS = {
+    "dry_run": "run",
+    "max_cost": "run",
+    "max_requests": "run",
+    "output": "export",
+    "to": "export",
+    "against": "report",
+    "html": "report",
+}
+"""Flags that mean something for one action only."""

@@ -20,8 +20,10 @@ from dmoerm.errors import DataError
 from dmoerm.evaluation.agreement import AgreementReport, evaluate_agreement
 from dmoerm.evaluation.baselines import BASELINES, score_baselines
 from dmoerm.evaluation.bootstrap import Resampling
+from dmoerm.evaluation.llm_judge import judge_scores
 from dmoerm.evaluation.metrics import RiskCoverage, risk_coverage
 from dmoerm.evaluation.pair_table import PairTable, Scored
+from dmoerm.labeling.judged import JudgedPair
 from dmoerm.records import Comparison, Reward, ScoreFailure, prompt_hash
 from dmoerm.taxonomy import GENERAL
 
@@ -136,6 +138,7 @@ def evaluate_model(
     baselines: Iterable[str] = tuple(BASELINES),
     aggregations: Sequence["Aggregation"] = ("mlp", "mean"),
     against: "RewardModel | None" = None,
+    judges: Mapping[str, Sequence[JudgedPair]] | None = None,
     seed: int = 0,
     samples: int = 2000,
     confidence: float = 0.95,
@@ -151,6 +154,7 @@ def evaluate_model(
         baselines: names of `BASELINES` (or of a recipe); those that cannot be had are left out, and `meta` says so.
         aggregations: of the model, one row each ("model/mlp" …); the first is what doubt, routing and the differences are about.
         against: another model, one row under its own default aggregation; it is then the reference of the differences.
+        judges: by name, the overall verdicts of LLM judges on these comparisons, one row each ("judge/NAME").
         seed: of the bootstrap.
         samples: bootstrap draws, at least 100.
         confidence: mass of the intervals.
@@ -184,6 +188,7 @@ def evaluate_model(
     models = {
         row: [Scored(c, tuple(map(_value, rewards))) for c, rewards in zip(named, found, strict=True)] for row, found in results.items()
     }
+    models |= {f"judge/{name}": judge_scores(named, verdicts) for name, verdicts in (judges or {}).items()}
     beside, notes = _baselines(training, named, baselines)
     report = evaluate_agreement({**models, **beside}, reference, seed, samples, confidence, {**(meta or {}), **notes})
     by_id = {c.id: tuple(rewards) for c, rewards in zip(named, results[main], strict=True)}

@@ -54,6 +54,7 @@ __all__ = [
     "check_target",
     "find_model",
     "load_model",
+    "pick_device",
     "save_model",
     "save_tokenizer",
 ]
@@ -250,10 +251,11 @@ def assemble(
         aggregation=manifest.aggregation,
         uwo_penalty=manifest.uwo_penalty,
         metadata=manifest.metadata,
-    ).to(_device(device))
+    ).to(pick_device(device))
 
 
-def _device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """The named device; auto is CUDA where there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)

@@ -16,7 +16,17 @@ from dmoerm.data.doctor.share import Share, share_of
 from dmoerm.data.doctor.wording import counted, part, percent, share_text
 from dmoerm.records import OVERALL
 
-__all__ = ["halo", "judge_against_people", "label_counts", "repeated_capabilities"]
+__all__ = [
+    "ENOUGH_LABELS",
+    "HALO",
+    "MILD_HALO",
+    "REPEATED",
+    "SAME_BEYOND_OVERALL",
+    "halo",
+    "judge_against_people",
+    "label_counts",
+    "repeated_capabilities",
+]
 
 ENOUGH_LABELS = 20
 """Labels below which a share says too little."""

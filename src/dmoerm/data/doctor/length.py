@@ -10,7 +10,7 @@ from dmoerm.data.doctor.finding import Cell, Finding, NotChecked, Table
 from dmoerm.data.doctor.share import Share, share_of
 from dmoerm.data.doctor.wording import share_text
 
-__all__ = ["length_bias"]
+__all__ = ["MILD", "STRONG", "length_bias"]
 
 STRONG, MILD = 0.15, 0.05
 """Distance from one half at which length is a strong model by itself, and at which it is worth a note."""

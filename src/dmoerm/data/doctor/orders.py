@@ -17,7 +17,7 @@ from dmoerm.data.files import scan_file
 from dmoerm.data.jsonl import Row
 from dmoerm.records import OVERALL
 
-__all__ = ["order_consistency"]
+__all__ = ["MANY_INCONSISTENT", "order_consistency"]
 
 MANY_INCONSISTENT = 0.2
 """Share of the verdicts that change with the order from which it is a warning."""

@@ -13,10 +13,10 @@ from dmoerm.data.doctor.wording import counted, share_text
 if TYPE_CHECKING:
     from dmoerm.data.doctor.finding import Cell, DoctorReport, FileSummary, Finding, Table
 
-__all__ = ["brief_text", "page_text", "verdict"]
+__all__ = ["HEADINGS", "NARROWEST", "WIDEST", "brief_text", "finding_lines", "page_text", "painted", "printable", "verdict", "wrapped"]
 
-_HEADINGS = (("problem", "PROBLEMS", "31;1"), ("warning", "WARNINGS", "33;1"), ("note", "NOTES", "36;1"))
-_NARROWEST, _WIDEST = 40, 110
+HEADINGS = (("problem", "PROBLEMS", "31;1"), ("warning", "WARNINGS", "33;1"), ("note", "NOTES", "36;1"))
+NARROWEST, WIDEST = 40, 110
 
 
 def verdict(report: "DoctorReport") -> str:
@@ -28,19 +28,19 @@ def verdict(report: "DoctorReport") -> str:
 def brief_text(report: "DoctorReport", command: str) -> str:
     """The verdict, one line a problem, and where to read on."""
     lines = [f"  {finding.title}: {finding.summary}" for finding in report.of_severity("problem")]
-    return "\n".join(_printable(line) for line in [f"Data: {verdict(report)}", *lines, f"  The full report: {command}"])
+    return "\n".join(printable(line) for line in [f"Data: {verdict(report)}", *lines, f"  The full report: {command}"])
 
 
 def page_text(report: "DoctorReport", width: int, *, colour: bool) -> str:
     """The whole page, no line wider than `width` but for words that are."""
-    width = max(_NARROWEST, min(width, _WIDEST))
-    blocks = [[_painted(line, "1", colour) for line in _wrapped(verdict(report), width, "")], list(_files(report.files, width))]
-    blocks.append(_wrapped(f"{counted(report.prompts, 'prompt')}, {counted(report.pairs, 'ranked pair')}.", width, ""))
-    for severity, heading, paint in _HEADINGS:
+    width = max(NARROWEST, min(width, WIDEST))
+    blocks = [[painted(line, "1", colour) for line in wrapped(verdict(report), width, "")], list(_files(report.files, width))]
+    blocks.append(wrapped(f"{counted(report.prompts, 'prompt')}, {counted(report.pairs, 'ranked pair')}.", width, ""))
+    for severity, heading, paint in HEADINGS:
         findings = [finding for finding in report.findings if finding.severity == severity]
         if findings:
-            blocks.append([_painted(heading, paint, colour)])
-            blocks += [list(_finding(finding, width, colour=colour)) for finding in findings]
+            blocks.append([painted(heading, paint, colour)])
+            blocks += [list(finding_lines(finding, width, colour=colour)) for finding in findings]
     blocks += [lines for lines in (_fine(report, width, colour=colour), _not_checked(report, width, colour=colour)) if lines]
     return "\n\n".join("\n".join(block) for block in blocks)
 
@@ -53,25 +53,26 @@ def _files(files: Sequence["FileSummary"], width: int) -> Iterator[str]:
     yield from _grid(("file", "as", "format", "comparisons", "tied", "unreadable"), rows, width, "")
 
 
-def _finding(finding: "Finding", width: int, *, colour: bool) -> Iterator[str]:
-    yield f"  {_painted(_printable(finding.title), '1', colour)}"
-    yield from _wrapped(finding.summary, width, "    ")
+def finding_lines(finding: "Finding", width: int, *, colour: bool) -> Iterator[str]:
+    """A finding with its table, places and advice."""
+    yield from (f"  {painted(line, '1', colour)}" for line in wrapped(finding.title, width - 2, ""))
+    yield from wrapped(finding.summary, width, "    ")
     if finding.table is not None:
         yield from _table(finding.table, width)
     for example in finding.examples:
-        yield from _wrapped(f"- {example}", width, "      ", "  ")
+        yield from wrapped(f"- {example}", width, "      ", "  ")
     if finding.advice:
-        yield from _wrapped(f"To do: {finding.advice}", width, "    ", "  ")
+        yield from wrapped(f"To do: {finding.advice}", width, "    ", "  ")
 
 
 def _fine(report: "DoctorReport", width: int, *, colour: bool) -> list[str]:
     titles = [finding.title[0].lower() + finding.title[1:] for finding in report.of_severity("fine")]
-    return [_painted("FINE", "32;1", colour), *_wrapped(f"{'; '.join(titles)}.", width, "  ")] if titles else []
+    return [painted("FINE", "32;1", colour), *wrapped(f"{'; '.join(titles)}.", width, "  ")] if titles else []
 
 
 def _not_checked(report: "DoctorReport", width: int, *, colour: bool) -> list[str]:
-    lines = [line for item in report.not_checked for line in _wrapped(f"{item.title}: {item.reason}", width, "  ", "  ")]
-    return [_painted("NOT CHECKED", "1", colour), *lines] if lines else []
+    lines = [line for item in report.not_checked for line in wrapped(f"{item.title}: {item.reason}", width, "  ", "  ")]
+    return [painted("NOT CHECKED", "1", colour), *lines] if lines else []
 
 
 def _table(table: "Table", width: int) -> Iterator[str]:
@@ -80,7 +81,7 @@ def _table(table: "Table", width: int) -> Iterator[str]:
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, indent: str) -> Iterator[str]:
     """Columns where they fit, the first to the left, the others to the right; else a line or more for each row."""
-    lines = [[_printable(cell) for cell in line] for line in (head, *rows)]
+    lines = [[printable(cell) for cell in line] for line in (head, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     if len(indent) + sum(widths) + 2 * (len(widths) - 1) <= width:
         textual = [column == 0 or not any(line[column][:1].isdigit() for line in lines[1:]) for column in range(len(head))]
@@ -90,7 +91,7 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, indent
         return
     for first, *others in lines[1:]:
         named = [f"{name} {cell}" for name, cell in zip(lines[0][1:], others, strict=True) if cell not in ("", "-")]
-        yield from _wrapped(f"{first}: {', '.join(named)}", width, indent, "  ")
+        yield from wrapped(f"{first}: {', '.join(named)}", width, indent, "  ")
 
 
 def _cell(cell: "Cell") -> str:
@@ -103,9 +104,10 @@ def _cell(cell: "Cell") -> str:
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}"
 
 
-def _wrapped(text: str, width: int, indent: str, hanging: str = "") -> list[str]:
+def wrapped(text: str, width: int, indent: str, hanging: str = "") -> list[str]:
+    """The lines of a paragraph."""
     return textwrap.wrap(
-        _printable(text), width, initial_indent=indent, subsequent_indent=indent + hanging, break_long_words=False, break_on_hyphens=False
+        printable(text), width, initial_indent=indent, subsequent_indent=indent + hanging, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -113,10 +115,12 @@ def _tail(path: str, length: int) -> str:
     return path if len(path) <= length else f"…{path[1 - length :]}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text without control characters."""
     # Names and words come from data files; control characters could steer a terminal.
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _painted(text: str, paint: str, colour: bool) -> str:
+def painted(text: str, paint: str, colour: bool) -> str:
+    """The text in a colour, where there are colours."""
     return f"\x1b[{paint}m{text}\x1b[0m" if colour else text
