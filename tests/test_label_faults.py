@@ -29,14 +29,10 @@ def key(monkeypatch):
     monkeypatch.setenv(KEY_NAME, KEY)
 
 
-def first(count):
-    """A condition for the server's first so many requests, when it is the only one that counts."""
+def after(count):
+    """A condition of a server's only rule: all requests but the first so many."""
     seen = []
-    return lambda body: seen.append(body) or len(seen) <= count
-
-
-def after(server, count):
-    return lambda body: server.count > count
+    return lambda body: seen.append(body) or len(seen) > count
 
 
 # F07: too many requests.
@@ -98,7 +94,7 @@ def test_a_wait_that_the_endpoint_asks_for_is_kept_by_all_requests(tmp_path, for
 @pytest.mark.parametrize("form", ["rate_limited_hour", "rate_limited_hour_date"])
 def test_a_wait_beyond_the_cap_pauses_the_run_with_75_and_the_next_run_goes_on(tmp_path, capsys, form):
     with FakeOpenAI(latency_s=0.05) as server:
-        server.script(form, when=after(server, 10))
+        server.script(form, when=after(10))
         rows = comparisons(10)
         labelled = project(tmp_path / "p", server.base_url, rows, max_in_flight=4)
         assert labelled.label() == 75
@@ -165,7 +161,7 @@ def test_a_fatal_answer_ends_the_run_after_at_most_four_requests_and_never_shows
 @pytest.mark.faults("F08")
 def test_answers_under_way_when_the_key_is_withdrawn_are_stored_and_nothing_more_is_asked(tmp_path):
     with FakeOpenAI(latency_s=0.2) as server:
-        server.script("wrong_key", when=after(server, 50))
+        server.script("wrong_key", when=after(50))
         rows = comparisons(20)
         labelled = project(tmp_path / "p", server.base_url, rows)
         assert labelled.label() == 1
@@ -374,7 +370,7 @@ def test_an_outage_pauses_the_run_and_costs_no_question_its_tries(tmp_path, caps
     monkeypatch.setattr("dmoerm.labeling.run._PATIENCE_S", 1.5)
     monkeypatch.setattr("dmoerm.labeling.run._STREAK", 2)
     with FakeOpenAI() as server:
-        server.script(fault, when=after(server, 12))
+        server.script(fault, when=after(12))
         rows = comparisons(8)
         labelled = project(tmp_path / "p", server.base_url, rows, max_in_flight=8, timeout_s=0.5)
         assert labelled.label() == 75
@@ -518,6 +514,21 @@ def test_the_known_pairs_tell_how_often_an_injected_instruction_turns_the_judge(
     canaries = json.loads(capsys.readouterr().out)["canaries"]
     assert canaries == {"right": 12, "plain": 12, "flipped": flipped, "injected": 12, "planned": 24}
     assert not any(name.startswith("canary") for name, *_ in labelled.labels())
+
+
+def test_a_comparison_whose_id_looks_like_a_known_pair_is_one_like_any_other(tmp_path):
+    rows = [{**row, "id": f"canary-{row['id']}-plain"} for row in comparisons(2)]
+    with FakeOpenAI() as server:
+        labelled = project(tmp_path / "p", server.base_url, rows, canaries=True)
+        plan = labelled.plan()
+        with Store(labelled.store, write=True) as store:
+            result = asyncio.run(label(plan, store, KEY))
+            places = label_status(plan, store).places
+    assert result.progress.tally.complete == {"correctness": 2, "logic": 2, "overall": 2}
+    assert result.progress.tally.consistent == {"correctness": 2, "logic": 2, "overall": 2}
+    assert [(place.capability, place.planned, place.answered) for place in places] == [
+        ("correctness", 4, 4), ("logic", 4, 4), ("overall", 4, 4)
+    ]  # fmt: skip
 
 
 @pytest.mark.faults("F10")

@@ -64,8 +64,6 @@ class Tally:
 
     def add(self, question: Question, name: str, verdict: str) -> None:
         """Take one verdict; the second of a pair's two orders completes it."""
-        if question.pair.comparison.id.startswith("canary-"):
-            return
         place = (" ".join(question.pair.texts), name)
         value = verdict_of(verdict, swapped=question.swapped)
         other = self._half.pop(place, None)
@@ -178,6 +176,7 @@ class _Run:
         self.pace = Pace(plan.options.max_in_flight)
         self.cost = Costs(plan, store)
         self.tally = Tally()
+        self._canaries = {id(pair) for pair in plan.canaries}
         self.outcomes: Counter[str] = Counter()
         self.failed_before = {
             key: sum(outcome in UNUSABLE for outcome in outcomes) + plan.options.max_attempts * (Outcome.REJECTED in outcomes)
@@ -202,8 +201,7 @@ class _Run:
         answered = total = 0
         for question in self.plan.questions():
             total += 1
-            for name, answer in stored.get(question.key, {}).items():
-                self.tally.add(question, name, answer.verdict)
+            self._take(question, {name: answer.verdict for name, answer in stored.get(question.key, {}).items()})
             answered += question.key in self._done_keys
         return answered, total
 
@@ -312,8 +310,13 @@ class _Run:
 
     def _count(self, question: Question, reading: Reading) -> None:
         self.usable += 1
-        for name, verdict in reading.verdicts.items():
-            self.tally.add(question, name, verdict)
+        self._take(question, reading.verdicts)
+
+    def _take(self, question: Question, verdicts: Mapping[str, str]) -> None:
+        """Into the tally, but for the known pairs."""
+        if id(question.pair) not in self._canaries:
+            for name, verdict in verdicts.items():
+                self.tally.add(question, name, verdict)
 
     def _refused(self, exchange: Exchange, started: float) -> int | None:
         """What an attempt without a reply means for the question and for the run."""

@@ -78,6 +78,7 @@ def label_status(plan: LabelPlan, store: Store) -> LabelStatus:
     counts: dict[tuple[str, str], list[int]] = {}
     superseded: Counter[str] = Counter()
     failed: Counter[str] = Counter()
+    canaries = {id(pair) for pair in plan.canaries}
     total = done = given_up = lost = 0
     for question in plan.questions():
         key = question.key
@@ -91,7 +92,7 @@ def label_status(plan: LabelPlan, store: Store) -> LabelStatus:
         failed.update(outcome for outcome in tries if outcome != Outcome.UNDER_WAY)
         if not has_answer and question.item in answered_items:
             superseded[_changes(plan, question.criteria, answered_items[question.item], all_settings)] += 1
-        if not question.pair.comparison.id.startswith("canary-"):
+        if id(question.pair) not in canaries:
             for name in question.names:
                 place = counts.setdefault((question.pair.comparison.category or "", name), [0, 0, 0])
                 for index, value in enumerate((1, has_answer, spent)):
