@@ -7,8 +7,10 @@ import torch
 
 from dmoerm.errors import ConfigError, TrainingError
 from dmoerm.modeling.inner import AGGREGATIONS, InnerModel, aggregate
+from dmoerm.records import CapabilityLabel
 from dmoerm.training.losses import pairwise_loss, ranking_loss
 from dmoerm.training.phase1 import fit_head, task_items
+from dmoerm.training.phase2 import expert_items
 from dmoerm.training.phase3 import AggregatorSettings, VectorSet, calibrate, fit_aggregator, fit_temperature, set_statistics
 from dmoerm.training.trainer import EpochResult, Item, best_epoch, run_phase
 
@@ -37,6 +39,28 @@ def test_a_margin_asks_for_that_much_lead():
 def test_margins_follow_their_comparisons_and_missing_ones_are_zero():
     items = task_items([((0, 1), [(0, 1)]), ((2, 3), []), ((4, 5), [(1, 0)])], [0.5, 2.0, None])
     assert [(item.rows, item.margin) for item in items] == [((0, 1), 0.5), ((4, 5), 0.0)]
+
+
+def test_a_label_of_which_the_judge_was_not_sure_also_pulls_the_other_way():
+    labels = [CapabilityLabel("logic", 1, 0, 0.8), CapabilityLabel("depth", 0, 1), CapabilityLabel("unknown", 0, 1)]
+    (item,) = expert_items([((5, 6), labels)], ("depth", "logic"), task_member=False)
+    assert item.pairs == ((1, 0, 1), (0, 1, 1), (0, 1, 0))
+    assert item.weights() == pytest.approx([0.8, 0.2, 1.0])
+    # Margins of 2 for depth and of 1 for logic: 0.8 · −log σ(1) + 0.2 · −log σ(−1), and −log σ(2).
+    rewards_BK = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    better, worse, member = (torch.tensor(column) for column in zip(*item.pairs, strict=True))
+    loss = ranking_loss(rewards_BK, better, worse, member, torch.tensor(item.weights()))
+    assert loss.item() == pytest.approx(0.8 * math.log(1 + math.exp(-1)) + 0.2 * math.log(1 + math.exp(1)) + math.log(1 + math.exp(-2)))
+    # Where agreement is measured, and where everybody is sure, it counts like any other.
+    (hard,) = expert_items([((5, 6), labels)], ("depth", "logic"), task_member=True, soft=False)
+    assert (hard.pairs, hard.weights()) == (((1, 0, 2), (0, 1, 1)), [1.0, 1.0])
+
+
+def test_soft_labels_of_several_pairs_share_the_weight_of_their_comparison():
+    labels = [CapabilityLabel("logic", 0, 1, 0.75), CapabilityLabel("logic", 1, 2)]
+    (item,) = expert_items([((0, 1, 2), labels)], ("logic",), task_member=False)
+    assert item.pairs == ((0, 1, 0), (1, 0, 0), (1, 2, 0))
+    assert item.weights() == pytest.approx([0.375, 0.125, 0.5])
 
 
 def test_an_expert_without_a_label_gets_no_gradient():

@@ -13,13 +13,14 @@ from dmoerm.labeling.questions import Question
 from dmoerm.labeling.replies import RETRIED, Outcome, Usage
 from dmoerm.labeling.store import Store
 
-__all__ = ["Costs", "Estimate", "estimate_rest"]
+__all__ = ["MAYBE_BILLED", "Costs", "Estimate", "estimate_rest"]
 
 _BYTES_A_TOKEN = 4
 """Of UTF-8 text under the tokenizers of current models: about four for English, three for Chinese."""
 _TOKENS_A_VERDICT, _TOKENS_A_REASON = 12, 40
 _ENOUGH = 20
-_MAYBE_BILLED = frozenset({Outcome.UNDER_WAY, Outcome.UNREAD, Outcome.ANSWERED, *RETRIED})
+MAYBE_BILLED = frozenset({Outcome.UNDER_WAY, Outcome.UNREAD, Outcome.ANSWERED, *RETRIED})
+"""Outcomes of attempts that may stand on the bill although no tokens were counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Costs:
     def __init__(self, plan: LabelPlan, store: Store | None) -> None:
         self.prices = plan.prices
         self.unknown = 0
-        """Attempts of this plan's settings for which no tokens were counted."""
+        """Attempts that may have been billed and for which no tokens were counted, in all runs of the store."""
         self._plan = plan
         self._dollars = self._under_way = 0.0
         self._counted = self._bytes = self._input = self._output = 0
@@ -56,15 +57,21 @@ class Costs:
             self._look_back(store)
 
     def _look_back(self, store: Store) -> None:
-        for settings, outcome, input_tokens, output_tokens, attempts in store.spent():
-            if input_tokens is not None and self.prices is not None:
-                # Other models of this store, too, at this one's prices: better than to leave them out of a limit.
-                self._dollars += self.prices.cost(Usage(input_tokens, output_tokens or 0))
-            elif input_tokens is None and settings == self._plan.settings.fingerprint and outcome in _MAYBE_BILLED:
-                self.unknown += attempts
-        first = next(self._plan.questions(), None)
-        if self.unknown and first is not None:
-            self._dollars += self.unknown * self.estimate(first)
+        uncounted = store.uncounted(MAYBE_BILLED)
+        self.unknown = sum(uncounted.values())
+        if self.prices is None:
+            return
+        # Other models of this store, too, at this one's prices: better than to leave them out of a limit.
+        self._dollars = self.prices.cost(store.counted())
+        if not uncounted:
+            return
+        planned, total = 0, 0.0
+        for question in self._plan.questions():
+            estimate = self.estimate(question)
+            planned, total = planned + 1, total + estimate
+            self._dollars += uncounted.pop(question.key, 0) * estimate
+        if planned:  # what was asked under other settings is held to be of average length
+            self._dollars += sum(uncounted.values()) * total / planned
 
     @property
     def spent(self) -> float | None:
@@ -74,10 +81,15 @@ class Costs:
     def expected_usage(self, question: Question) -> Usage:
         """Tokens of one request."""
         length = self._length(question)
-        if self._counted >= _ENOUGH:
-            return Usage(round(self._input * length / self._bytes), round(self._output / self._counted))
         reply = len(question.asked) * _TOKENS_A_VERDICT + _TOKENS_A_REASON * self._plan.template.reason
-        return Usage(length // _BYTES_A_TOKEN + 1, min(reply, self._plan.options.max_tokens))
+        guess = Usage(length // _BYTES_A_TOKEN + 1, min(reply, self._plan.options.max_tokens))
+        if self._counted == 0:
+            return guess
+        measured = Usage(round(self._input * length / self._bytes), round(self._output / self._counted))
+        if self._counted >= _ENOUGH:
+            return measured
+        # A few counts are little to go by, but a limit must not be overrun because the guess was low.
+        return Usage(max(guess.input_tokens, measured.input_tokens), max(guess.output_tokens, measured.output_tokens))
 
     def estimate(self, question: Question) -> float:
         """US dollars of one request; 0 without prices."""

@@ -9,20 +9,21 @@ struck out of everything that is stored.
 """
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dmoerm.errors import ConfigError, missing_extra
 from dmoerm.labeling.prompts import Template
 from dmoerm.labeling.questions import Question, fingerprint
-from dmoerm.labeling.replies import Outcome
+from dmoerm.labeling.replies import Outcome, shortened
 from dmoerm.recipe import LabelingOptions
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ __all__ = ["MAX_BODY_BYTES", "Exchange", "Judge", "JudgeSettings", "api_key", "r
 
 MAX_BODY_BYTES = 4 * 2**20
 """Longest body that is read; a verdict has a few hundred bytes, a long chain of thought some hundred thousand."""
+
+MAX_ERROR_BYTES = 2**16
+"""How much of an error's body is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,13 @@ class JudgeSettings:
         """From the section of a recipe.
 
         Raises:
-            ConfigError: it names no model, or replaces a field of the request that has a key of its own.
+            ConfigError: it names no model or no web address, or replaces a field of the request that has a key of its own.
         """
+        if not options.base_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f'labeling.base_url is "{options.base_url}"; expected an address that starts with http:// or https://, for example '
+                "http://127.0.0.1:8000/v1"
+            )
         if options.model is None:
             raise ConfigError('labeling.model is null; name the judge, for example "--set labeling.model=NAME", as its endpoint calls it')
         taken = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "stream", "n", "response_format", "logprobs"}
@@ -107,7 +116,7 @@ def api_key(options: LabelingOptions) -> str:
     """The key, from the environment variable that the recipe names.
 
     Raises:
-        ConfigError: the variable is not set, or empty.
+        ConfigError: the variable is not set or empty, or holds what no HTTP header can carry.
     """
     if options.api_key_env is None:
         return "none"
@@ -119,7 +128,14 @@ def api_key(options: LabelingOptions) -> str:
         )
     if not key.strip():
         raise ConfigError(f"the environment variable {options.api_key_env} is empty; expected the key of {options.base_url}")
-    return key.strip()
+    key = key.strip()
+    wrong = next((place for place, character in enumerate(key, start=1) if not "!" <= character <= "~"), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"the environment variable {options.api_key_env} holds a blank, a line break or a character beyond ASCII at place {wrong}; "
+            "no key has one. Copy the key anew"
+        )
+    return key
 
 
 class Judge:
@@ -132,6 +148,8 @@ class Judge:
         self.settings = settings
         self._template = template
         self._key = key
+        # As it is and as JSON may write it, where a slash may stand behind a backslash. Shorter ones are no secrets ("none").
+        self._forms = {key, json.dumps(key)[1:-1], key.replace("/", "\\/")} if len(key) >= 8 else set()
         self._secret = secret
         self._timeout_s = timeout_s
         self._connections = connections
@@ -155,6 +173,8 @@ class Judge:
             follow_redirects=False,
             limits=httpx2.Limits(max_connections=self._connections, max_keepalive_connections=self._connections),
             timeout=self._timeout_s,
+            headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [_limited_error]},
         )
         self._client = AsyncOpenAI(base_url=self.settings.base_url, api_key=self._key, max_retries=0, http_client=http)
         return self
@@ -177,28 +197,26 @@ class Judge:
         except openai.APIStatusError as error:
             return self._failed(error, request)
         except openai.OpenAIError as error:
-            cause = error.__cause__ or error
-            return Exchange(Outcome.CONNECTION, detail=self._without_key(f"{type(cause).__name__}: {cause}")[:200])
+            return self._unreached(error.__cause__ or error)
         except OSError as error:
-            return Exchange(Outcome.CONNECTION, detail=f"{type(error).__name__}: {error}"[:200])
+            return self._unreached(error)
         except Exception as error:  # the http library under the client raises its own kinds while a body is read
             if type(error).__module__.partition(".")[0] not in ("httpx2", "httpx", "httpcore2", "httpcore", "h11", "zlib", "anyio"):
                 raise
-            return Exchange(Outcome.CONNECTION, detail=self._without_key(f"{type(error).__name__}: {error}")[:200])
+            return self._unreached(error)
 
     async def _send(self, request: dict[str, Any]) -> Exchange:
         assert self._client is not None
         body = bytearray()
         async with self._client.chat.completions.with_streaming_response.create(**request) as response:
-            request_id = response.headers.get("x-request-id")
             async for chunk in response.iter_bytes(65536):
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
                     return Exchange(
-                        Outcome.BAD_REPLY, response.status_code, bytes(body[:4096]), f"a body of more than {MAX_BODY_BYTES >> 20} MiB",
-                        request_id=request_id,
+                        Outcome.BAD_REPLY, response.status_code, self._struck(bytes(body[:4096])),
+                        f"a body of more than {MAX_BODY_BYTES >> 20} MiB", request_id=self._named(response.headers),
                     )  # fmt: skip
-        return Exchange(Outcome.UNREAD, response.status_code, self._struck(bytes(body)), request_id=request_id)
+        return Exchange(Outcome.UNREAD, response.status_code, self._struck(bytes(body)), request_id=self._named(response.headers))
 
     def _request(self, question: Question) -> dict[str, Any]:
         settings = self.settings
@@ -219,7 +237,6 @@ class Judge:
         body = self._struck(_content(error.response))
         code, kind, message, parameter = _error_fields(body)
         named = ", ".join(filter(None, (f"status {status}", code and f"code {code}", kind and f"type {kind}")))
-        request_id = headers.get("x-request-id")
         wait_s = retry_after_s(headers, time.time())
         outcome, detail, hint = Outcome.SERVER_ERROR, named, None
         if 300 <= status < 400:
@@ -237,16 +254,17 @@ class Judge:
         elif status in (400, 413, 422):
             hint = self._hint(parameter, message, request)
             outcome = Outcome.REJECTED
-            detail = f"{named}: {_shortened(message)}" if message else named
+            detail = f"{named}: {_KEY_LIKE.sub('[key]', message)}" if message else named
         elif status in (405, 410, 501):
             outcome, detail = Outcome.FATAL, f"{named}: this address answers no chat completions"
-        return Exchange(outcome, status, body, detail, wait_s, request_id, hint)
+        return Exchange(outcome, status, body, shortened(detail), wait_s, self._named(headers), hint)
 
     def _hint(self, parameter: str | None, message: str, request: Mapping[str, Any]) -> str | None:
         """A part of that request that its refusal is about and that can be left out, or renamed in the case of max_tokens."""
         optional = {"response_format": "response_format", "logprobs": "logprobs", "top_logprobs": "logprobs", "max_tokens": "max_tokens"}
         for name, part in optional.items():
-            meant = parameter == name or (parameter is None and re.search(rf"\b{name}\b", message) is not None)
+            named = parameter is None and _NOT_TAKEN.search(message) and re.search(rf"\b{name}\b", message)
+            meant = parameter == name or named
             if meant and part in request:
                 self._left_out.add(part)
                 return part
@@ -257,11 +275,22 @@ class Judge:
         """What the endpoint does not take, of `response_format`, `logprobs` and `max_tokens` (renamed)."""
         return frozenset(self._left_out)
 
+    def _unreached(self, error: BaseException) -> Exchange:
+        return Exchange(Outcome.CONNECTION, detail=shortened(self._without_key(f"{type(error).__name__}: {error}")))
+
+    def _named(self, headers: Mapping[str, str]) -> str | None:
+        name = headers.get("x-request-id")
+        return None if name is None else shortened(self._without_key(name))
+
     def _struck(self, body: bytes) -> bytes:
-        return body.replace(self._key.encode(), b"[key]") if len(self._key) >= 8 else body
+        for form in self._forms:
+            body = body.replace(form.encode(), b"[key]")
+        return body
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+        for form in self._forms:
+            text = text.replace(form, "[key]")
+        return text
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -280,14 +309,14 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
             return seconds
     try:
         date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except (ValueError, TypeError):
+        return max(0.0, date.timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
         return None
-    return max(0.0, date.timestamp() - now)
 
 
 def _content(response: Any) -> bytes:
     try:
-        return bytes(response.content[:65536])
+        return bytes(response.content[:MAX_ERROR_BYTES])
     except Exception as error:  # the body was not read, or cannot be decoded
         return f"({type(error).__name__})".encode()
 
@@ -296,7 +325,7 @@ def _error_fields(body: bytes) -> tuple[str | None, str | None, str, str | None]
     """Code, type, message and parameter of an error in OpenAI's form, or the message of vLLM's and FastAPI's."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, None, "", None
     error = data.get("error", data) if isinstance(data, dict) else {}
     if not isinstance(error, dict):
@@ -309,6 +338,35 @@ def _error_fields(body: bytes) -> tuple[str | None, str | None, str, str | None]
 _KEY_LIKE = re.compile(r"\b(sk|pk|key|Bearer)[-_ ][\w*.-]{6,}", re.IGNORECASE)
 
 
-def _shortened(message: str) -> str:
-    text = _KEY_LIKE.sub("[key]", " ".join(message.split()))
-    return text if len(text) <= 300 else text[:297] + "..."
+_NOT_TAKEN = re.compile(r"support|recogni|unknown|unexpected|permitted|allowed|extra", re.IGNORECASE)
+"""How endpoints that do not name the parameter say that they do not take it; "max_tokens" alone also stands in "too many tokens"."""
+
+
+async def _limited_error(response: Any) -> None:
+    """Let no more of an error's body come in than is kept: the client under us reads all of it, however long it is.
+
+    What is cut off or breaks off is no failure of its own, as the status says enough. It is not unpacked: we have asked for plain bytes.
+    """
+    import httpx2
+
+    if response.status_code < 300:
+        return
+
+    class Beginning(httpx2.AsyncByteStream):
+        def __init__(self, whole: Any) -> None:
+            self._whole = whole
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = MAX_ERROR_BYTES
+            with contextlib.suppress(httpx2.TransportError):
+                async for part in self._whole:
+                    yield part[:left]
+                    left -= len(part)
+                    if left <= 0:
+                        return
+
+        async def aclose(self) -> None:
+            await self._whole.aclose()
+
+    response.headers.pop("content-encoding", None)
+    response.stream = Beginning(response.stream)

@@ -46,10 +46,13 @@ class Pace:
     @asynccontextmanager
     async def slot(self, stopping: asyncio.Event) -> AsyncIterator[float]:
         """Wait for room, then hold a place; gives the time at which the request starts. Once `stopping` is set, nobody waits."""
-        while not stopping.is_set() and (self.under_way >= self.room or self.held_s > 0):
+        while not stopping.is_set():
+            held_s = self.held_s  # read once: were it over by the second look, this would wait for a change that nobody makes
+            if held_s <= 0 and self.under_way < self.room:
+                break
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self.held_s if self.held_s > 0 else None)
+                await asyncio.wait_for(self._changed.wait(), held_s if held_s > 0 else None)
         self.under_way += 1
         try:
             yield self._clock()

@@ -36,8 +36,12 @@ class LabelPlan:
     left_out: Mapping[str, int]
 
     def questions(self) -> Iterator[Question]:
-        """Every call of the plan, canaries first."""
-        return questions_of(itertools.chain(self.canaries, self.pairs), self.settings.fingerprint)
+        """Every call of the plan, canaries first; each once, though two comparisons may hold the same pair."""
+        seen: set[str] = set()
+        for question in questions_of(itertools.chain(self.canaries, self.pairs), self.settings.fingerprint):
+            if (key := question.key) not in seen:
+                seen.add(key)
+                yield question
 
     @property
     def prices(self) -> Prices | None:

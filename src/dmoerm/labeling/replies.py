@@ -5,6 +5,7 @@ strict: a reply counts only where it is one JSON object with exactly the points 
 judge that says more than that, or the same twice, has not said it clearly enough to train on.
 """
 
+import itertools
 import json
 import math
 import re
@@ -17,7 +18,7 @@ from dmoerm.data.strict_json import json_type, parse_object
 from dmoerm.errors import DataError
 from dmoerm.labeling.prompts import REASON
 
-__all__ = ["PARSER_VERSION", "RETRIED", "Outcome", "Reading", "Usage", "read_reply", "read_usage"]
+__all__ = ["PARSER_VERSION", "RETRIED", "UNUSABLE", "Outcome", "Reading", "Usage", "read_reply", "read_usage", "shortened"]
 
 PARSER_VERSION = 1
 """Raised when the same bytes may give another reading; `label reparse` then reads all stored replies again."""
@@ -52,13 +53,14 @@ class Outcome(StrEnum):
     """No further question would fare better: key, model, quota, redirect."""
 
 
-RETRIED = frozenset(
-    {
-        Outcome.UNPARSED, Outcome.REFUSED, Outcome.TRUNCATED, Outcome.EMPTY, Outcome.BAD_REPLY, Outcome.SERVER_ERROR, Outcome.TIMEOUT,
-        Outcome.CONNECTION,
-    }
-)  # fmt: skip
-"""Outcomes after which a question is tried again, `labeling.max_attempts` times in all."""
+UNUSABLE = frozenset({Outcome.UNPARSED, Outcome.REFUSED, Outcome.TRUNCATED, Outcome.EMPTY, Outcome.BAD_REPLY})
+"""Replies that give no verdict. They count against a question over all runs, `labeling.max_attempts` times."""
+
+RETRIED = UNUSABLE | {Outcome.SERVER_ERROR, Outcome.TIMEOUT, Outcome.CONNECTION}
+"""Outcomes after which a question is tried again. Those without a reply are the endpoint's: the next run begins to count them anew."""
+
+_MOST_TOKENS = 10**9
+"""A count beyond it is a fault of the endpoint; it would not fit into the store either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def read_reply(body: bytes, asked: Sequence[str]) -> Reading:
     try:
         verdicts = _verdicts(content, asked)
     except DataError as error:
-        return Reading(Outcome.UNPARSED, detail=str(error), usage=usage)
+        return Reading(Outcome.UNPARSED, detail=shortened(str(error)), usage=usage)
     return Reading(Outcome.ANSWERED, verdicts, _preferences(choice.get("logprobs"), content, asked), usage=usage)
 
 
@@ -125,7 +127,7 @@ def read_usage(data: Mapping[str, Any]) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     sent, received = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if type(sent) is not int or type(received) is not int or sent < 0 or received < 0:
+    if type(sent) is not int or type(received) is not int or not (0 <= sent <= _MOST_TOKENS and 0 <= received <= _MOST_TOKENS):
         return None
     return Usage(sent, received)
 
@@ -133,7 +135,7 @@ def read_usage(data: Mapping[str, Any]) -> Usage | None:
 def _message(data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any], str]:
     if isinstance(data.get("error"), dict):
         error = data["error"]
-        return None, {}, f"an error with status 200: {error.get('code') or error.get('type') or 'unnamed'}"
+        return None, {}, shortened(f"an error with status 200: {error.get('code') or error.get('type') or 'unnamed'}")
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return None, {}, f"choices is {json_type(choices) if not isinstance(choices, list) else 'a list without an object'}"
@@ -147,7 +149,14 @@ def _unreadable(body: bytes, problem: str) -> str:
     if not body:
         return "no body"
     start = body.lstrip()[:200].lower()
-    return "HTML instead of JSON" if start.startswith((b"<!doctype", b"<html", b"<head", b"<body")) else f"not JSON: {problem}"
+    html = start.startswith((b"<!doctype", b"<html", b"<head", b"<body"))
+    return "HTML instead of JSON" if html else shortened(f"not JSON: {problem}")
+
+
+def shortened(text: str) -> str:
+    """One line of at most 300 characters that any database and terminal takes."""
+    line = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -180,12 +189,11 @@ def _verdicts(content: str, asked: Sequence[str]) -> dict[str, str]:
 def _preferences(logprobs: object, content: str, asked: Sequence[str]) -> dict[str, float]:
     """P(A) + P(tie) / 2 by point, from the alternatives of the token that holds each verdict; empty where anything does not fit."""
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(tokens, list) or "".join(t.get("token", "") for t in tokens if isinstance(t, dict)) != content:
+    if not isinstance(tokens, list) or not all(isinstance(t, dict) and isinstance(t.get("token"), str) for t in tokens):
         return {}
-    ends, position = [], 0
-    for token in tokens:
-        position += len(token["token"])
-        ends.append(position)
+    if "".join(token["token"] for token in tokens) != content:
+        return {}
+    ends = list(itertools.accumulate(len(token["token"]) for token in tokens))
     found = {}
     for name in asked:
         places = list(re.finditer(rf'"{re.escape(name)}"\s*:\s*"', content))
@@ -210,15 +218,18 @@ def _probability_A(alternatives: object, lead: str) -> float | None:
         return None
     mass = dict.fromkeys(VERDICTS, 0.0)
     for alternative in alternatives:
-        if not isinstance(alternative, dict) or not isinstance(alternative.get("logprob"), int | float):
+        if not isinstance(alternative, dict):
             return None
-        text = str(alternative.get("token", ""))
+        text, logprob = alternative.get("token"), alternative.get("logprob")
+        # Rounding may lift the logarithm of a probability a little above 0; what is further above is none.
+        if not isinstance(text, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float) or logprob > 1e-3:
+            return None
         if not text.startswith(lead):
             continue
         said = text[len(lead) :].strip('"} \n')
         # "t" and "ti" are beginnings of "tie"; nothing else begins so.
         verdict = next((v for v in VERDICTS if said and v.startswith(said)), None)
-        if verdict is not None and math.isfinite(alternative["logprob"]):
-            mass[verdict] += math.exp(alternative["logprob"])
+        if verdict is not None:
+            mass[verdict] += math.exp(max(logprob, -1e4))
     total = sum(mass.values())
     return (mass["A"] + mass["tie"] / 2) / total if total > 0 else None

@@ -5,12 +5,13 @@ stored, then read. What to try again and what to give up, when to hold back and 
 
     a reply that cannot be used       the question is tried again, `max_attempts` times over all runs
     429                               room shrinks, the question waits; never counted against it
-    5xx, no connection, no reply      held back further with each failure in a row; after a minute without any reply the run pauses
+    5xx, no connection, no reply      tried again, `max_attempts` times in this run, the next one begins anew; held back further with each
+                                      failure in a row; after a minute without any reply the run pauses
     a wait beyond max_retry_after_s   the run pauses at once
     wrong key, model, no credit       the run stops; what is under way is still stored
     nothing usable in 20 replies      the run stops: the judge does not do what is asked of it
 
-Memory does not grow with the number of questions: they are made one by one, and there are as many tasks as places.
+Questions are made one by one, and there are as many tasks as places: beyond the keys of what was asked, memory does not grow with a run.
 """
 
 import asyncio
@@ -24,13 +25,13 @@ from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Literal
 
-from dmoerm.labeling.costs import Costs
+from dmoerm.labeling.costs import MAYBE_BILLED, Costs
 from dmoerm.labeling.judge import Exchange, Judge
 from dmoerm.labeling.labels import verdict_of
 from dmoerm.labeling.pace import Pace
 from dmoerm.labeling.plan import LabelPlan
 from dmoerm.labeling.questions import Question
-from dmoerm.labeling.replies import RETRIED, Outcome, Reading, read_reply
+from dmoerm.labeling.replies import UNUSABLE, Outcome, Reading, read_reply
 from dmoerm.labeling.store import Store
 
 __all__ = ["Limits", "Progress", "RunResult", "Tally", "label"]
@@ -39,8 +40,8 @@ Ended = Literal["done", "interrupted", "paused", "limit", "failed"]
 
 _PATIENCE_S = 60.0
 """Seconds of failures in a row, without one reply, after which the run pauses; a third of it where nothing ever came."""
-_STREAK = 8
-"""Failures in a row from which the endpoint is held to be in trouble."""
+_STREAK = 5
+"""Failures in a row from which the endpoint is held to be in trouble. What was sent before a failure was known fails with it."""
 _HOPELESS = 20
 """Replies without a single usable one after which the run stops."""
 
@@ -63,8 +64,6 @@ class Tally:
 
     def add(self, question: Question, name: str, verdict: str) -> None:
         """Take one verdict; the second of a pair's two orders completes it."""
-        if question.pair.comparison.id.startswith("canary-"):
-            return
         place = (" ".join(question.pair.texts), name)
         value = verdict_of(verdict, swapped=question.swapped)
         other = self._half.pop(place, None)
@@ -177,14 +176,15 @@ class _Run:
         self.pace = Pace(plan.options.max_in_flight)
         self.cost = Costs(plan, store)
         self.tally = Tally()
+        self._canaries = {id(pair) for pair in plan.canaries}
         self.outcomes: Counter[str] = Counter()
         self.failed_before = {
-            key: sum(outcome in RETRIED for outcome in outcomes) + plan.options.max_attempts * (Outcome.REJECTED in outcomes)
+            key: sum(outcome in UNUSABLE for outcome in outcomes) + plan.options.max_attempts * (Outcome.REJECTED in outcomes)
             for key, outcomes in store.failures().items()
         }
         self.answered, self.total = self._look_back()
         self.sent = self.given_up = self.usable = self.unusable = self.rejected = 0
-        self.streak, self.streak_began = 0, 0.0
+        self.streak, self.streak_began, self.failed_at = 0, 0.0, float("-inf")
         self.ended: Ended = "done"
         self.reason = ""
         self.stopping = asyncio.Event()
@@ -201,8 +201,7 @@ class _Run:
         answered = total = 0
         for question in self.plan.questions():
             total += 1
-            for name, answer in stored.get(question.key, {}).items():
-                self.tally.add(question, name, answer.verdict)
+            self._take(question, {name: answer.verdict for name, answer in stored.get(question.key, {}).items()})
             answered += question.key in self._done_keys
         return answered, total
 
@@ -211,7 +210,6 @@ class _Run:
             key = question.key
             if key in self._done_keys:
                 continue
-            self._done_keys.add(key)  # two comparisons may hold the same pair
             if self.failed_before.get(key, 0) >= self.plan.options.max_attempts:
                 self.given_up += 1
                 continue
@@ -262,47 +260,63 @@ class _Run:
                 if tries >= self.plan.options.max_attempts:
                     self.given_up += 1
                     break
-                await self._sleep(min(30.0, 0.5 * 2 ** min(tries + self.streak, 6)) * self._random.uniform(0.5, 1.0))
+                await self._sleep(min(15.0, 0.5 * 2 ** min(tries + self.streak, 5)) * self._random.uniform(0.5, 1.0))
             if self.stopping.is_set():
                 return
 
     async def _attempt(self, question: Question, tries: int) -> int | None:
         """Send a question once. None: it is settled, or the run ends; 0: send it again; 1: again, and count this one against it."""
-        async with self.pace.slot(self.stopping) as started:
-            if self.stopping.is_set() or not self._allowed(question):
-                return None
-            self.sent += 1
-            attempt = await self.store.begin(question, asdict(self.plan.settings))
-            began = time.monotonic()
-            with self.cost.under_way(question):
+        with contextlib.ExitStack() as account:  # until the real cost is known, also while the disk is busy
+            async with self.pace.slot(self.stopping) as started:
+                if self.stopping.is_set() or not self._allowed(question):
+                    return None
+                self.sent += 1
+                account.enter_context(self.cost.under_way(question))
+                attempt = await self.store.begin(question, asdict(self.plan.settings))
+                if self.stopping.is_set() and self.ended != "limit":  # meanwhile; nothing has been sent yet
+                    self.sent -= 1
+                    await self.store.withdraw(attempt)
+                    return None
+                began = time.monotonic()
                 exchange = await self.judge.ask(question)
-        self.outcomes[exchange.outcome] += exchange.outcome != Outcome.UNREAD
-        await self.store.finish(attempt, exchange, time.monotonic() - began)
-        if exchange.outcome == Outcome.UNREAD:
-            return self._read(question, attempt, exchange)
-        self.cost.add(None, question, billed=exchange.outcome in (Outcome.TIMEOUT, Outcome.SERVER_ERROR, Outcome.CONNECTION))
-        return self._refused(exchange, started)
+            await self.store.finish(attempt, exchange, time.monotonic() - began)
+            if exchange.outcome == Outcome.UNREAD:
+                return self._read(question, attempt, exchange)
+            self.outcomes[exchange.outcome] += 1
+            self.cost.add(None, question, billed=exchange.outcome in MAYBE_BILLED)
+            return self._refused(exchange, started)
 
     def _read(self, question: Question, attempt: int, exchange: Exchange) -> int | None:
         reading = read_reply(exchange.body, question.names)
         self.store.settle(attempt, question.key, reading)
         self.outcomes[reading.outcome] += 1
         self.cost.add(reading.usage, question)
+        if reading.outcome != Outcome.ANSWERED:
+            return self._unusable(reading.outcome, reading.detail)
         self.pace.succeeded()
         self.streak = 0
-        if reading.outcome == Outcome.ANSWERED:
-            self._count(question, reading)
-            return None
+        self._count(question, reading)
+        return None
+
+    def _unusable(self, outcome: Outcome, detail: str) -> int | None:
+        """A reply came, and gives no verdict."""
+        self.pace.succeeded()
+        self.streak = 0
         self.unusable += 1
         if self.usable == 0 and self.answered == 0 and self.unusable >= _HOPELESS:
-            self._end("failed", f"none of {self.unusable} replies could be used; the last one: {reading.outcome}, {reading.detail}")
+            self._end("failed", f"none of {self.unusable} replies could be used; the last one: {outcome}, {detail}")
             return None
         return 1
 
     def _count(self, question: Question, reading: Reading) -> None:
         self.usable += 1
-        for name, verdict in reading.verdicts.items():
-            self.tally.add(question, name, verdict)
+        self._take(question, reading.verdicts)
+
+    def _take(self, question: Question, verdicts: Mapping[str, str]) -> None:
+        """Into the tally, but for the known pairs."""
+        if id(question.pair) not in self._canaries:
+            for name, verdict in verdicts.items():
+                self.tally.add(question, name, verdict)
 
     def _refused(self, exchange: Exchange, started: float) -> int | None:
         """What an attempt without a reply means for the question and for the run."""
@@ -325,15 +339,19 @@ class _Run:
                 return None
             return options.max_attempts  # the same question would be rejected again
         if outcome == Outcome.BAD_REPLY:
-            self.unusable += 1
-            return 1
-        self.pace.refused(started, exchange.wait_s) if outcome == Outcome.RATE_LIMITED else None
-        self._trouble(exchange)
-        return int(outcome in (Outcome.SERVER_ERROR, Outcome.TIMEOUT))
+            return self._unusable(outcome, exchange.detail)
+        if outcome == Outcome.RATE_LIMITED:
+            self.pace.refused(started, exchange.wait_s)
+        elif exchange.wait_s is not None:
+            self.pace.hold(exchange.wait_s)
+        self._trouble(exchange, started)
+        return int(outcome != Outcome.RATE_LIMITED)
 
-    def _trouble(self, exchange: Exchange) -> None:
-        """One more failure of the endpoint in a row."""
-        now = time.monotonic()
+    def _trouble(self, exchange: Exchange, started: float) -> None:
+        """One more failure of the endpoint in a row, unless it was sent before the last one was known."""
+        if started <= self.failed_at:
+            return
+        now = self.failed_at = time.monotonic()
         self.streak += 1
         if self.streak == 1:
             self.streak_began = now

@@ -8,7 +8,7 @@ from typing import Any
 from dmoerm.labeling.canaries import CanaryResult, canary_result
 from dmoerm.labeling.costs import Costs
 from dmoerm.labeling.plan import LabelPlan
-from dmoerm.labeling.replies import RETRIED, Outcome
+from dmoerm.labeling.replies import UNUSABLE, Outcome
 from dmoerm.labeling.store import Store
 
 __all__ = ["LabelStatus", "Place", "label_status"]
@@ -43,7 +43,7 @@ class LabelStatus:
     Attributes:
         questions: calls of the plan, canaries counted.
         answered: those with an answer under the plan's settings.
-        given_up: those that failed `max_attempts` times.
+        given_up: those that the endpoint rejected, or whose reply could not be used `max_attempts` times.
         places: by category and capability, in the order of the taxonomy; a call about several points counts for each of them.
         superseded: answers to open questions that were given under other settings, by what has changed since.
         failures: failed attempts at questions without an answer, by outcome.
@@ -78,20 +78,21 @@ def label_status(plan: LabelPlan, store: Store) -> LabelStatus:
     counts: dict[tuple[str, str], list[int]] = {}
     superseded: Counter[str] = Counter()
     failed: Counter[str] = Counter()
+    canaries = {id(pair) for pair in plan.canaries}
     total = done = given_up = lost = 0
     for question in plan.questions():
         key = question.key
         total += 1
         tries = failures.get(key, [])
         has_answer = key in answers
-        spent = not has_answer and (sum(outcome in RETRIED for outcome in tries) >= plan.options.max_attempts or Outcome.REJECTED in tries)
+        spent = not has_answer and (sum(outcome in UNUSABLE for outcome in tries) >= plan.options.max_attempts or Outcome.REJECTED in tries)
         done += has_answer
         given_up += spent
         lost += tries.count(Outcome.UNDER_WAY)
         failed.update(outcome for outcome in tries if outcome != Outcome.UNDER_WAY)
         if not has_answer and question.item in answered_items:
             superseded[_changes(plan, question.criteria, answered_items[question.item], all_settings)] += 1
-        if not question.pair.comparison.id.startswith("canary-"):
+        if id(question.pair) not in canaries:
             for name in question.names:
                 place = counts.setdefault((question.pair.comparison.category or "", name), [0, 0, 0])
                 for index, value in enumerate((1, has_answer, spent)):
@@ -112,7 +113,7 @@ def label_status(plan: LabelPlan, store: Store) -> LabelStatus:
 
 
 def _changes(plan: LabelPlan, criteria: str, given: list[tuple[str, str]], all_settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """What differs between now and the nearest of the settings under which the same question has an answer."""
+    """What differs between now and the nearest, of equally near ones the newest, of the settings under which a question has an answer."""
     now = asdict(plan.settings)
     found: list[list[str]] = []
     for settings, with_criteria in given:
@@ -121,7 +122,7 @@ def _changes(plan: LabelPlan, criteria: str, given: list[tuple[str, str]], all_s
         if with_criteria != criteria:
             changed.append("the description of the capability")
         found.append(changed)
-    return ", ".join(sorted(found, key=len)[0]) or "nothing that is known"
+    return ", ".join(sorted(reversed(found), key=len)[0]) or "nothing that is known"
 
 
 def _change(name: str, before: Any, now: Any) -> str:

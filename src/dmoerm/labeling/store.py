@@ -16,7 +16,9 @@ import fcntl
 import json
 import os
 import queue
+import re
 import secrets
+import shutil
 import socket
 import sqlite3
 import threading
@@ -29,7 +31,7 @@ from typing import IO, Any, TypeVar
 from dmoerm.errors import LabelError
 from dmoerm.labeling.judge import Exchange
 from dmoerm.labeling.questions import Question
-from dmoerm.labeling.replies import PARSER_VERSION, Outcome, Reading
+from dmoerm.labeling.replies import PARSER_VERSION, Outcome, Reading, Usage
 
 __all__ = ["Answer", "Store", "StoredReply", "network_file_system", "salvage"]
 
@@ -96,7 +98,7 @@ class Store:
         try:
             self._connection = _opened(path, write=write)
             if write:
-                self._writer = _Writer(self._connection)
+                self._writer = _Writer(self._connection, path)
         except BaseException:
             self.close()
             raise
@@ -144,6 +146,10 @@ class Store:
         row = (exchange.outcome, exchange.status, exchange.body, exchange.detail, exchange.request_id, seconds, attempt)
         statement = "UPDATE attempts SET outcome = ?, status = ?, body = ?, detail = ?, request_id = ?, seconds = ? WHERE id = ?"
         await self._submitted(lambda connection: connection.execute(statement, row))
+
+    async def withdraw(self, attempt: int) -> None:
+        """Take back that a question is about to be sent; it was not."""
+        await self._submitted(lambda connection: connection.execute("DELETE FROM attempts WHERE id = ?", (attempt,)))
 
     def settle(self, attempt: int, key: str, reading: Reading) -> None:
         """Write down what a reply says. Not waited for: it can be read again from the stored bytes."""
@@ -230,21 +236,31 @@ class Store:
         )
         return [StoredReply(attempt, key, tuple(json.loads(asked)), bytes(body)) for attempt, key, asked, body in rows]
 
-    def spent(self) -> list[tuple[str, str, int | None, int | None, int]]:
-        """Attempts at the endpoint by (settings, outcome): input and output tokens counted by it (None where it counted none), attempts."""
-        return self._all(
-            "SELECT q.settings, a.outcome, sum(a.input_tokens), sum(a.output_tokens), count(*) FROM attempts a "
-            "JOIN questions q ON q.key = a.key WHERE a.origin = 'endpoint' GROUP BY 1, 2, a.input_tokens IS NULL"
+    def counted(self) -> Usage:
+        """Tokens that the endpoint has counted, over all attempts and settings."""
+        rows = self._all("SELECT total(input_tokens), total(output_tokens) FROM attempts WHERE origin = 'endpoint'")
+        return Usage(int(rows[0][0]), int(rows[0][1]))
+
+    def uncounted(self, outcomes: Iterable[str]) -> dict[str, int]:
+        """By key, attempts at the endpoint with one of these outcomes whose tokens it did not count."""
+        rows = self._all(
+            "SELECT key, outcome, count(*) FROM attempts WHERE origin = 'endpoint' AND input_tokens IS NULL GROUP BY key, outcome"
         )
+        found: dict[str, int] = {}
+        among = frozenset(outcomes)
+        for key, outcome, attempts in rows:
+            if outcome in among:
+                found[key] = found.get(key, 0) + attempts
+        return found
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """By fingerprint, what the questions of one run share."""
         return {key: json.loads(value) for key, value in self._all("SELECT id, value FROM settings")}
 
     def answered_items(self) -> dict[str, list[tuple[str, str]]]:
-        """By item, the (settings, criteria) under which it has an answer."""
+        """By item, the (settings, criteria) under which it has an answer, oldest first."""
         found: dict[str, list[tuple[str, str]]] = {}
-        rows = self._all("SELECT item, settings, criteria FROM questions WHERE key IN (SELECT key FROM verdicts)")
+        rows = self._all("SELECT item, settings, criteria FROM questions WHERE key IN (SELECT key FROM verdicts) ORDER BY rowid")
         for item, settings, criteria in rows:
             found.setdefault(item, []).append((settings, criteria))
         return found
@@ -302,8 +318,9 @@ _Finished = Callable[[BaseException | None, Any], None]
 class _Writer:
     """The thread that writes: takes all that waits, commits it together, and then says so to everybody."""
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, path: Path) -> None:
         self._connection = connection
+        self._path = path
         self._waiting: queue.SimpleQueue[tuple[Callable[[_Connection], Any], _Finished | None] | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self.commits = 0
@@ -339,7 +356,7 @@ class _Writer:
                 self._connection.execute("COMMIT")
                 self.commits += 1
             except Exception as problem:  # whatever it is, those who wait must hear of it
-                error = self._failure = LabelError(_store_problem(problem))
+                error = self._failure = LabelError(f"{self._path}: {_store_problem(problem)}")
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
         for index, (_, finished) in enumerate(batch):
@@ -357,19 +374,28 @@ def _store_problem(problem: BaseException) -> str:
 def _opened(path: Path, *, write: bool) -> _Connection:
     if sqlite3.sqlite_version_info < (3, 24):
         raise LabelError(f"SQLite {sqlite3.sqlite_version} is too old; expected 3.24 or newer")
-    fresh = not path.exists() or path.stat().st_size == 0
-    uri = f"file:{_quoted(path)}?mode={'rwc' if write else 'ro'}"
+    # For reading, too, as read and write: after a crash the first one to open the file takes back what was half written.
+    uri = f"file:{_quoted(path)}?mode={'rwc' if write else 'rw'}"
     connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
     try:
-        if write:
-            connection.execute("PRAGMA journal_mode = TRUNCATE")
-            connection.execute("PRAGMA synchronous = FULL")
-        if fresh and write:
-            _create(connection)
         problems = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
         if problems != ["ok"]:
             raise sqlite3.DatabaseError("; ".join(map(str, problems)))
+        if write:
+            connection.execute("PRAGMA journal_mode = TRUNCATE")
+            connection.execute("PRAGMA synchronous = FULL")
+        else:
+            connection.execute("PRAGMA query_only = ON")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
+        # A run that was killed while it made the file leaves an empty one.
+        if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if not write:
+                raise LabelError(f"{path}: there are no answers yet. Run dmoerm label first")
+            _create(connection)
+            version = SCHEMA_VERSION
+    except LabelError:
+        connection.close()
+        raise
     except sqlite3.DatabaseError as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError):
@@ -415,67 +441,112 @@ def _lock(path: Path) -> IO[str]:
     return lock
 
 
-def network_file_system(path: Path) -> str | None:
-    """The type of the network file system that a path lies on, or None; Linux only, elsewhere it is not known."""
-    mounts = Path("/proc/mounts")
-    if not mounts.exists():
-        return None
-    best: tuple[int, str] = (-1, "")
-    target = path.absolute()
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """The type of the network file system that a path lies on, or None.
+
+    Args:
+        path: a file that need not exist; links are followed.
+        mounts: what is mounted, in the form of /proc/mounts; None reads that file. Where there is none (not Linux), nothing is known.
+    """
+    if mounts is None:
+        listed = Path("/proc/mounts")
+        mounts = listed.read_text(encoding="utf-8", errors="replace") if listed.exists() else ""
+    depth, found = -1, ""
+    target = path.resolve()
+    for line in mounts.splitlines():
         fields = line.split(" ")
         if len(fields) > 2:
-            point = Path(fields[1].replace("\\040", " "))
-            if target == point or point in target.parents:
-                best = max(best, (len(point.parts), fields[2]))
-    return best[1] if best[1].startswith(("nfs", "cifs", "smb", "fuse.sshfs", "9p", "lustre", "gpfs", "ceph")) else None
+            # Blanks and the like stand there as three octal digits.
+            point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[1]))
+            # Of two file systems at one place the later one lies on top.
+            if (target == point or point in target.parents) and len(point.parts) >= depth:
+                depth, found = len(point.parts), fields[2]
+    return found if found.removeprefix("fuse.").startswith(_NETWORKED) else None
+
+
+_NETWORKED = ("nfs", "cifs", "smb", "sshfs", "9p", "lustre", "gpfs", "ceph", "beegfs", "gluster", "afs", "s3fs", "gcsfuse", "rclone")
 
 
 def salvage(path: Path) -> dict[str, int]:
     """Keep a damaged store as NAME.bad, and start a new one with every row that can still be read; returns rows by table.
 
+    The new store is made beside the old one, which keeps its place until the new one is whole.
+
     Raises:
-        LabelError: there is no such file, or a run holds it.
+        LabelError: there is no such file, a run holds it, or the new one cannot be written.
     """
     if not path.is_file():
         raise LabelError(f"{path}: there is no such store")
     with contextlib.closing(_lock(path)):
+        unfinished = path.with_name(path.name + ".salvaged")
+        unfinished.unlink(missing_ok=True)
+        try:
+            counts = _salvaged(path, unfinished)
+        except (sqlite3.Error, OSError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise LabelError(f"{unfinished}: cannot be written ({error}). Nothing was changed") from error
         bad = next(candidate for number in range(1000) if not (candidate := _numbered(path, number)).exists())
         os.replace(path, bad)
         with contextlib.suppress(FileNotFoundError):
-            os.replace(path.with_name(path.name + "-journal"), bad.with_name(bad.name + "-journal"))
-        connection = sqlite3.connect(path, isolation_level=None)
-        try:
-            _create(connection)
-            connection.execute("BEGIN IMMEDIATE")
-            counts = {table: _copy(bad, connection, table) for table in ("store", "settings", "questions", "attempts", "verdicts")}
-            # Verdicts can be read again from the replies; those without a question would never be found.
-            connection.execute("DELETE FROM verdicts WHERE key NOT IN (SELECT key FROM questions)")
-            connection.execute("COMMIT")
-        finally:
-            connection.close()
+            os.replace(_journal(path), _journal(bad))
+        os.replace(unfinished, path)
     return counts
+
+
+def _salvaged(path: Path, target: Path) -> dict[str, int]:
+    connection = sqlite3.connect(target, isolation_level=None)
+    try:
+        _create(connection)
+        connection.execute("BEGIN IMMEDIATE")
+        with _readable(path) as source:
+            counts = {table: _copy(source, connection, table) for table in ("store", "settings", "questions", "attempts", "verdicts")}
+        # Verdicts can be read again from the replies; those without a question would never be found.
+        connection.execute("DELETE FROM verdicts WHERE key NOT IN (SELECT key FROM questions)")
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+    return counts
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[_Connection]:
+    """A damaged store opened for reading. Where a crash left a journal it is applied, but to a copy."""
+    copy = path.with_name(path.name + ".copy")
+    broken_off = _journal(path).is_file() and _journal(path).stat().st_size > 0
+    if broken_off:
+        shutil.copyfile(path, copy)
+        shutil.copyfile(_journal(path), _journal(copy))
+    source = sqlite3.connect(f"file:{_quoted(copy)}?mode=rw" if broken_off else f"file:{_quoted(path)}?mode=ro", uri=True)
+    source.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    try:
+        with contextlib.suppress(sqlite3.Error):
+            source.execute("PRAGMA writable_schema = ON")  # else nothing at all is read of a file that has lost its end
+        yield source
+    finally:
+        source.close()
+        copy.unlink(missing_ok=True)
+        _journal(copy).unlink(missing_ok=True)
 
 
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.bad{number or ''}")
 
 
-def _copy(bad: Path, target: _Connection, table: str) -> int:
+def _journal(path: Path) -> Path:
+    return path.with_name(path.name + "-journal")
+
+
+def _copy(source: _Connection, target: _Connection, table: str) -> int:
     """Copy what can be read of one table, from both ends, as a damaged page ends a scan."""
-    source = sqlite3.connect(f"file:{_quoted(bad)}?mode=ro", uri=True)
-    source.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    copied = 0
-    try:
-        for direction in ("ASC", "DESC"):
-            order = "" if table in ("store", "settings", "questions") else "ORDER BY id " if table == "attempts" else "ORDER BY key "
-            try:
-                cursor = source.execute(f"SELECT * FROM {table} {order}{direction if order else ''}")
-                places = ", ".join("?" * len(cursor.description))
-                for row in cursor:
-                    copied += target.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", row).rowcount
-            except sqlite3.Error:
-                continue
-    finally:
-        source.close()
+    order = "key" if table == "verdicts" else "rowid"  # by which its pages are ordered
+    conflict = "REPLACE" if table == "store" else "IGNORE"  # the new store has a secret already; what is damaged may lack a value
+    places = ", ".join("?" * len(target.execute(f"SELECT * FROM {table} LIMIT 0").description))
+    for direction in ("ASC", "DESC"):
+        for row in _until_damaged(source, f"SELECT * FROM {table} ORDER BY {order} {direction}"):
+            target.execute(f"INSERT OR {conflict} INTO {table} VALUES ({places})", row)
     return int(target.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+def _until_damaged(source: _Connection, statement: str) -> Iterator[tuple[Any, ...]]:
+    with contextlib.suppress(sqlite3.Error):
+        yield from source.execute(statement)
