@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 from label_project import comparisons, project
 
+from dmoerm.data.sources import load_run_data
 from dmoerm.errors import ConfigError
+from dmoerm.labeling.plan import plan_labels
 from dmoerm.labeling.prompts import conversation_text, fence, load_template
 from dmoerm.labeling.questions import AskedPair, Criterion, Question, digest, informative_pairs, questions_of
+from dmoerm.recipe import load_recipe
 from dmoerm.records import Comparison, Message
 
 # Pairs.
@@ -217,3 +220,15 @@ def test_a_field_of_the_request_that_has_its_own_key_is_refused(tmp_path, name):
     labelled = project(tmp_path / "p", "http://127.0.0.1:9/v1", comparisons(1))
     with pytest.raises(ConfigError, match=rf'labeling\.request has "{name}", which dmoerm sets itself'):
         labelled.plan(f"labeling.request={{{name}: 1}}")
+
+
+def test_a_capability_called_reason_is_refused_where_reasons_are_asked(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "chosen": "y", "rejected": "z", "category": "math"}\n', encoding="utf-8")
+    (tmp_path / "taxonomy.yaml").write_text(
+        "categories: [{name: math, description: d, capabilities: [{name: reason, description: d}]}]\n", encoding="utf-8"
+    )
+    recipe = "taxonomy: taxonomy.yaml\ndata: {comparisons: [a.jsonl], test_fraction: 0.0}\nlabeling: {model: judge, reason: true}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    loaded = load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(ConfigError, match='uses the key "reason" of the reply, which is also a capability'):
+        plan_labels(loaded, load_run_data(loaded))

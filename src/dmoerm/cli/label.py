@@ -85,6 +85,8 @@ def _run(args: argparse.Namespace, recipe: "Recipe") -> int:
     from dmoerm.labeling.run import Limits, label
     from dmoerm.labeling.store import Store, network_file_system
 
+    if args.max_cost is not None and not args.max_cost > 0:
+        raise ConfigError(f"--max-cost {args.max_cost:g}: expected US dollars above 0")
     plan = _plan(recipe)
     if args.dry_run:
         return _dry_run(args, plan)

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dmoerm.data.sources import RunData
+from dmoerm.errors import ConfigError
 from dmoerm.labeling.canaries import canary_pairs
 from dmoerm.labeling.judge import JudgeSettings
 from dmoerm.labeling.prices import Prices, prices_of
-from dmoerm.labeling.prompts import Template, load_template
+from dmoerm.labeling.prompts import REASON, Template, load_template
 from dmoerm.labeling.questions import AskedPair, Question, pairs_to_ask, questions_of
 from dmoerm.recipe import LabelingOptions, Recipe
 
@@ -53,9 +54,11 @@ def plan_labels(recipe: Recipe, data: RunData) -> LabelPlan:
     """What `dmoerm label` would ask; nothing is sent, no store is opened.
 
     Raises:
-        ConfigError: no model is named, or the template or a field of the request is wrong.
+        ConfigError: no model is named, the template or a field of the request is wrong, or a capability has the name of the reason.
     """
     options = recipe.labeling
+    if options.reason and REASON in data.taxonomy.capability_names:
+        raise ConfigError(f'labeling.reason: true uses the key "{REASON}" of the reply, which is also a capability. Rename that capability')
     template = load_template(options.template, reason=options.reason)
     settings = JudgeSettings.of(options, template)
     pairs, left_out = pairs_to_ask(data, options)
