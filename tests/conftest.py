@@ -138,3 +138,21 @@ def tiny_decoder_folder(tmp_path_factory):
         bos_token_id=None,
     )
     return save_model(tmp_path_factory.mktemp("models") / "tiny-decoder", config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier_folder(tmp_path_factory, tiny_decoder_folder):
+    """A published reward model in small: a Qwen3 classifier with one label, on the tokenizer of `tiny_decoder_folder`. Read-only."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, Qwen3ForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("classifier")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder_folder)
+    config = AutoConfig.from_pretrained(tiny_decoder_folder)
+    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3ForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

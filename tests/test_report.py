@@ -13,6 +13,7 @@ from dmoerm.evaluation.report import (
     Bars,
     Curve,
     Explanation,
+    Heat,
     Measured,
     Series,
     Table,
@@ -37,6 +38,7 @@ def explanation(*rewards: Reward | None, text: str = "An answer.") -> Explanatio
 EVERY_KIND = [
     Text("Words", ("First.", "Second.")),
     Table("Figures", ("model", "value", "n"), (("ours", Measured(0.75, 0.7, 0.8), 1200), ("none", None, 3))),
+    Heat("Shares", ("ours",), (("empty", (Measured(0.24, 0.2, 0.3),)), ("none", (None,)))),
     Bars("Agreement", (Bar("ours", 0.75, (0.7, 0.8), strong=True), Bar("random", 0.5)), origin=0.5),
     Curve(
         "Gold", "KL", "reward", (Series("ours", (0.0, 1.0), (0.0, 0.5), (-0.1, 0.4), (0.1, 0.6)), Series("single", (0.0, 1.0), (0.0, 0.3)))
@@ -100,6 +102,7 @@ def test_text_from_outside_is_escaped_in_every_section():
     sections = [
         Text(HOSTILE, (HOSTILE,)),
         Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), HOSTILE),
+        Heat(HOSTILE, (HOSTILE,), ((HOSTILE, (None,)),), HOSTILE),
         Bars(HOSTILE, (Bar(HOSTILE, 1.0),), value_name=HOSTILE, caption=HOSTILE),
         Curve(HOSTILE, HOSTILE, HOSTILE, (Series(HOSTILE, (0.0,), (1.0,)),), HOSTILE),
         Explanation(HOSTILE, (Message("user", HOSTILE),), (HOSTILE,), (Reward(1.0, HOSTILE, 1.0, {HOSTILE: 1.0}, 0.0, 0.0),), note=HOSTILE),
@@ -158,6 +161,12 @@ def test_a_bar_runs_from_its_origin_to_its_value():
     assert 'x="25.00%" width="25.00%"' in bar(0.5, Scale(0.0, 2.0, (0.0, 1.0, 2.0)), origin=1.0)
 
 
+def test_a_heat_cell_is_shaded_by_its_tenth():
+    page = report_html("R", [Heat("H", ("a", "b"), (("x", (Measured(0.24, 0.2, 0.3), None)),))])
+    assert '<td class="number h2">0.240<br>' in page
+    assert '<td class="number h0">\N{EN DASH}</td>' in page
+
+
 def test_axes_end_at_round_numbers_around_all_values():
     assert nice_scale([0.52, 0.887, 0.5]).ticks == (0.5, 0.6, 0.7, 0.8, 0.9)
     assert nice_scale([-1.9, 1.2]).ticks == (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -179,6 +188,10 @@ def test_sections_refuse_what_cannot_be_shown():
         Bars("B", ())
     with pytest.raises(DataError, match="row 1: 1 cells; expected 2"):
         Table("T", ("a", "b"), (("x",),))
+    with pytest.raises(DataError, match="Heat 'H', row 'x': 0 shares; expected 1"):
+        Heat("H", ("a",), (("x", ()),))
+    with pytest.raises(DataError, match=r"Heat 'H', row 'x': 1\.5; expected a share between 0 and 1"):
+        Heat("H", ("a",), (("x", (Measured(1.5, 1.0, 2.0),)),))
     with pytest.raises(DataError, match=r"Curve 'C', series 's': .* lengths \[2, 1, 2, 2\]"):
         Curve("C", "x", "y", (Series("s", (0.0, 1.0), (0.0,)),))
     with pytest.raises(DataError, match="Curve 'C' has no series"):

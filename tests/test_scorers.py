@@ -12,20 +12,12 @@ ONE = Candidates((Message("user", "tell me about the river"),), ("good clear riv
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory, tiny_decoder_folder):
-    """A Qwen3-shaped classifier with one label on the tiny decoder's tokenizer, and the model itself."""
-    import torch
-    from transformers import AutoConfig, AutoTokenizer, Qwen3ForSequenceClassification
+def classifier(tiny_classifier_folder):
+    """Its folder, model and tokenizer."""
+    from transformers import AutoTokenizer, Qwen3ForSequenceClassification
 
-    folder = tmp_path_factory.mktemp("classifier")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_decoder_folder)
-    config = AutoConfig.from_pretrained(tiny_decoder_folder)
-    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
-    torch.manual_seed(0)
-    model = Qwen3ForSequenceClassification(config).eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, model, tokenizer
+    model = Qwen3ForSequenceClassification.from_pretrained(tiny_classifier_folder).eval()
+    return tiny_classifier_folder, model, AutoTokenizer.from_pretrained(tiny_classifier_folder)
 
 
 def test_a_classifier_is_scored_by_its_own_template_and_its_raw_logit(classifier):

@@ -14,7 +14,21 @@ from dmoerm.errors import DataError
 from dmoerm.evaluation.charts import Line, Scale, bar, bar_axis, legend_mark, line_plot, nice_scale, number_text
 from dmoerm.records import Message, Reward
 
-__all__ = ["Bar", "Bars", "Cell", "Curve", "Explanation", "Measured", "Section", "Series", "Table", "Text", "section_html", "text_html"]
+__all__ = [
+    "Bar",
+    "Bars",
+    "Cell",
+    "Curve",
+    "Explanation",
+    "Heat",
+    "Measured",
+    "Section",
+    "Series",
+    "Table",
+    "Text",
+    "section_html",
+    "text_html",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,28 @@ class Table:
         for number, row in enumerate(self.rows, start=1):
             if len(row) != len(self.columns):
                 raise DataError(f"Table {self.title!r}, row {number}: {len(row)} cells; expected {len(self.columns)}, one a column.")
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A table of shares, shaded the more the nearer they are to 1; each row has a name and one share (or None) a column.
+
+    Raises:
+        DataError: a row has another length than `columns`, or a share is not between 0 and 1.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Measured | None, ...]], ...]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for name, shares in self.rows:
+            if len(shares) != len(self.columns):
+                raise DataError(f"Heat {self.title!r}, row {name!r}: {len(shares)} shares; expected {len(self.columns)}, one a column.")
+            for share in shares:
+                if share is not None and not 0.0 <= share.value <= 1.0:
+                    raise DataError(f"Heat {self.title!r}, row {name!r}: {share.value}; expected a share between 0 and 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +196,7 @@ class Explanation:
                 _require_finite(f"Explanation {self.title!r}", (reward.reward, reward.uncertainty, *reward.capabilities.values()))
 
 
-Section = Text | Table | Bars | Curve | Explanation
+Section = Text | Table | Heat | Bars | Curve | Explanation
 
 _QUIET = 7  # the colour of what should stand back; responses take turns with those before it
 
@@ -172,6 +208,8 @@ def section_html(section: Section) -> str:
             body = "".join(f"<p>{text_html(paragraph)}</p>" for paragraph in section.paragraphs)
         case Table():
             body = _table(section.columns, section.rows) + _caption(section.caption)
+        case Heat():
+            body = _heat(section) + _caption(section.caption)
         case Bars():
             body = _bars(section)
         case Curve():
@@ -217,6 +255,19 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     )
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _heat(section: Heat) -> str:
+    head = "".join(f'<th scope="col" class="number">{text_html(name)}</th>' for name in section.columns)
+    body = "".join(f'<tr><td dir="auto">{text_html(name)}</td>{"".join(map(_heat_cell, shares))}</tr>' for name, shares in section.rows)
+    return (
+        f'<div class="scroll" tabindex="0"><table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _heat_cell(share: Measured | None) -> str:
+    step = 0 if share is None else round(10 * share.value)
+    return _cell(share).replace('class="number"', f'class="number h{step}"', 1)
 
 
 def _signed_text(value: float, *, plus: bool = False, digits: int = 3) -> str:

@@ -8,13 +8,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from dmoerm.labeling.questions import OVERALL_DESCRIPTION, AskedPair, Criterion, questions_of
 from dmoerm.labeling.store import Answer
 from dmoerm.records import OVERALL, Comparison, Message
 from dmoerm.yaml_strict import parse_yaml
 
-__all__ = ["CanaryResult", "canary_pairs", "canary_result"]
+__all__ = ["CanaryResult", "canary_injections", "canary_pairs", "canary_result"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,15 @@ class CanaryResult:
 
 
 @functools.cache
+def canary_injections() -> tuple[str, ...]:
+    """Instructions to a judge, to be put behind a response."""
+    return tuple(_document()["injections"])
+
+
+@functools.cache
 def canary_pairs() -> tuple[AskedPair, ...]:
     """The known pairs: each plain, then with one of the injections behind the worse response, which is the second."""
-    document = parse_yaml(files("dmoerm.labeling").joinpath("canaries.yaml").read_text(encoding="utf-8"), "canaries.yaml").value
+    document = _document()
     groups = ((Criterion(OVERALL, OVERALL_DESCRIPTION),),)
     pairs = []
     for number, entry in enumerate(document["pairs"]):
@@ -87,3 +94,7 @@ def canary_result(settings: str, answers: Mapping[str, Mapping[str, Answer]], pa
             injected += 1
             flipped += steered == worse
     return CanaryResult(right, plain, flipped, injected, len(asked))
+
+
+def _document() -> Any:
+    return parse_yaml(files("dmoerm.labeling").joinpath("canaries.yaml").read_text(encoding="utf-8"), "canaries.yaml").value
