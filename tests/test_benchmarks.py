@@ -426,8 +426,8 @@ def test_requests_name_benchmarks_and_their_sources():
         "rm-bench": [],
         "ppe-correctness": ["a.jsonl", "hub:o/n::s"],
     }
-    with pytest.raises(ConfigError, match='no benchmark is named "rewardbench3", did you mean "rewardbench2"'):
-        parse_requests(["rewardbench3"])
+    with pytest.raises(ConfigError, match='no benchmark is named "rm_bench", did you mean "rm-bench"'):
+        parse_requests(["rm_bench"])
     with pytest.raises(ConfigError, match="expected a file, a folder or hub:ORG/NAME after the ="):
         parse_requests(["rm-bench="])
 

@@ -80,7 +80,7 @@ class BenchmarkReport:
         """Plain text for a terminal."""
         names = {row.name: f"{'  ' * row.level}{row.name}" for row in self.rows}
         width = max(len(name) for name in names.values())
-        lines = [f"{self.title}: {self.model}", f"{'':{width}}  value  interval            n  failed  ties  longest  random"]
+        lines = [f"{self.title}: {self.model}", f"{'':{width}}   value  interval               n  failed  ties  longest  random"]
         lines += [self._line(row, names[row.name], width) for row in self.rows]
         return "\n".join([*lines, "", *self._notes(), "", self.invariance.as_text()])
 
@@ -88,7 +88,7 @@ class BenchmarkReport:
         few = "*" if row.n_prompts < FEW_PROMPTS else " "
         interval = f"[{row.low:.3f}, {row.high:.3f}]{few}"
         return (
-            f"{name:{width}}  {row.value:5.3f}  {interval:15} {row.n_items:6,} {row.n_failed:7,} {row.n_ties:5,} "
+            f"{name:{width}}  {row.value:6.3f}  {interval:17} {row.n_items:6,} {row.n_failed:7,} {row.n_ties:5,} "
             f"{_figure(self.longest.get(row.name)):>8} {_figure(self.random.get(row.name)):>7}"
         )
 
