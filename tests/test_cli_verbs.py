@@ -239,6 +239,20 @@ def test_evaluate_against_another_model_takes_differences_to_it(model, unseen, c
     assert (own["difference"]["value"], own["difference"]["low"], own["difference"]["high"]) == (0.0, 0.0, 0.0)
 
 
+def test_evaluate_scores_a_benchmark_with_our_model_under_one_aggregation(model, tmp_path, capsys):
+    words = ("river", "stone", "garden", "sun", "house")
+    rows = [
+        {"pair_id": word, "question": f"tell me about the {word}", "response_A": f"good clear {word}", "response_B": "bad", "label": "A>B"}
+        for word in words
+    ]
+    path = tmp_path / "gpt.jsonl"
+    path.write_text("\n".join(json.dumps({**row, "source": "livecodebench"}) for row in rows), encoding="utf-8")
+    arguments = ["--benchmark", f"judgebench={path}", "--aggregation", "mean", "--json", "--bootstrap-samples", 100]
+    (found,) = json.loads(run(capsys, "evaluate", model, *arguments))["benchmarks"]
+    assert (found["rows"][0]["n_items"], found["rows"][0]["n_failed"], found["invariance"]["prompts"]) == (5, 0, 5)
+    assert found["invariance"]["holds"]
+
+
 def test_evaluate_writes_a_page_that_asks_for_nothing_outside(model, unseen, tmp_path, capsys):
     run(capsys, "evaluate", model, unseen, "--bootstrap-samples", 100, "--report", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -1,12 +1,13 @@
-"""`dmoerm evaluate MODEL FILE…`: agreement with preferences, with intervals, beside baselines or another model."""
+"""`dmoerm evaluate MODEL FILE…`: agreement with preferences, with intervals, beside baselines or another model; or public benchmarks."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmoerm.cli.main import DONE
-from dmoerm.cli.options import AGGREGATIONS, add_model, open_model, print_json, progress_line
+from dmoerm.cli.main import DONE, PARTLY_DONE
+from dmoerm.cli.options import AGGREGATIONS, add_model, check_device, open_model, print_json, progress_line, quiet_libraries
+from dmoerm.errors import ConfigError
 
 if TYPE_CHECKING:
     from dmoerm.labeling.judged import JudgedPair
@@ -14,11 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
+_WITH_FILES = ("train", "against", "judge", "max_cost", "judgements", "report")
+"""Flags that mean nothing to a benchmark."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `dmoerm evaluate`."""
     add_model(parser)
-    parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="comparisons with preferences, unseen by the model")
+    parser.add_argument("files", metavar="FILE", type=Path, nargs="*", help="comparisons with preferences, unseen by the model")
+    parser.add_argument(
+        "--benchmark",
+        metavar="NAME[=SOURCE]",
+        action="append",
+        default=[],
+        help="instead of FILE: a benchmark of docs/benchmarks.md from the Hub, a file, a folder or hub:…; may be repeated. "
+        "MODEL may then also be a published classifier, or: longest",
+    )
     parser.add_argument("--format", default="auto", help="a name of docs/data.md, for example trl; default: auto, by the keys of the rows")
     parser.add_argument(
         "--train",
@@ -54,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.benchmark:
+        return _run_benchmarks(args)
+    if not args.files:
+        raise ConfigError("nothing to evaluate on; expected FILE … or --benchmark NAME")
     from dmoerm.evaluation.model_page import model_sections
     from dmoerm.evaluation.report import write_report
     from dmoerm.evaluation.run import evaluate_model, read_files
@@ -81,6 +97,36 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         write_report(args.report, f"Agreement of {Path(args.model).name}", model_sections(report), subtitle=", ".join(map(str, args.files)))
     return DONE
+
+
+def _run_benchmarks(args: argparse.Namespace) -> int:
+    """Score each benchmark and print; 3 where a response could not be scored."""
+    from dmoerm.evaluation.benchmarks.run import parse_requests, run_benchmarks
+
+    unused = {"FILE": args.files, **{f"--{name.replace('_', '-')}": getattr(args, name) for name in _WITH_FILES}}
+    unused["--format"] = args.format != "auto"
+    given = [name for name, value in unused.items() if value]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: not used with --benchmark; leave out one or the other")
+    requests = parse_requests(args.benchmark)
+    quiet_libraries()
+    check_device(args.device)
+    reports = run_benchmarks(
+        args.model,
+        requests,
+        device=args.device,
+        backbone=args.backbone,
+        aggregations=args.aggregation or (),
+        bad_rows=args.bad_rows,
+        seed=args.seed,
+        samples=args.bootstrap_samples,
+        progress=progress_line("scored", quiet=args.quiet),
+    )
+    if args.json:
+        print_json({"benchmarks": [report.as_dict() for report in reports]})
+    else:
+        print("\n\n".join(report.as_table() for report in reports))
+    return PARTLY_DONE if any(report.n_failed for report in reports) else DONE
 
 
 def _judges(args: argparse.Namespace, comparisons: "Sequence[Comparison]") -> "dict[str, list[JudgedPair]]":
