@@ -47,7 +47,7 @@ from transformers.utils.logging import disable_progress_bar
 from dmoerm.modeling.backbone import Backbone, Pooling, pooled_positions
 from dmoerm.modeling.embedded import EMBEDDED_NAME, resolve_source
 from dmoerm.modeling.inner import InnerModel
-from dmoerm.recipe import AggregatorOptions, ExpertOptions, TaskModelOptions
+from dmoerm.recipe import MEASURED_LAYERS, AggregatorOptions, ExpertOptions, TaskModelOptions
 from dmoerm.taxonomy import paper_taxonomy
 from dmoerm.training.losses import ranking_loss
 
@@ -458,7 +458,9 @@ def parameter_rows() -> list[Row]:
     rows = []
     for name, config in memory_configs().items():
         with torch.device("meta"):
-            backbone = Backbone(AutoModel.from_config(config), name=name)
+            # MiniLM as the recipe uses it: its lower layers.
+            layers = MEASURED_LAYERS[EMBEDDED_NAME] if name == "MiniLM" else None
+            backbone = Backbone(AutoModel.from_config(config), name=name, keep_layers=layers)
             base = sum(parameter.numel() for parameter in backbone.base_parameters())
             parts = dict.fromkeys(("task adapters", "experts", "heads and aggregators"), 0)
             for category in paper_taxonomy().categories:

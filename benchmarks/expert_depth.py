@@ -18,6 +18,7 @@ import argparse
 import gzip
 import json
 import os
+import pickle
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -105,6 +106,10 @@ def measure(
     plan = inner_plan(recipe, Prepared(backbone, renderer, work, [], []))
     taxonomy = paper_taxonomy()
     found = {case: Measured([], [], [], 0.0, 0.0) for case in cases}
+    # What is measured is kept, so that a killed run goes on with the next case.
+    kept = {case: args.work / f"{'-'.join(args.categories)}_{args.test_fold}_{case.name.replace(' ', '_')}.pickle" for case in cases}
+    if all(path.exists() for path in kept.values()):
+        return {case: pickle.loads(path.read_bytes()) for case, path in kept.items()}
     for category in args.categories:
         own_pairs = [(c, fold) for c, fold in pairs if c.category == category]
         own_judged = [(c, fold) for c, fold in judged if c.category == category and c.labels]
@@ -123,6 +128,8 @@ def measure(
         capabilities = taxonomy.category(category).capability_names
         label_items = expert_items([(rows.of_comparison[c.id], c.labels) for c in labelled], capabilities, task_member=False)
         for case in cases:
+            if kept[case].exists():
+                continue
             begin = time.monotonic()
             slot = f"{category}_{case.depth}_{case.rank}"
             layer = backbone.first_layer(case.depth)
@@ -142,9 +149,10 @@ def measure(
             found[case].train_s += time.monotonic() - begin
             score(found[case], module.heads_KD.detach().cpu(), work, slot, category, states, capabilities, test, told)
             log.say(f"{case.name}, {category}: trained in {time.monotonic() - begin:.0f} s with scoring")
-    for case in cases:
-        found[case].score_s = scoring_seconds(work, args.categories[0], f"{args.categories[0]}_{case.depth}_{case.rank}")
-    return found
+            if category == args.categories[-1]:
+                found[case].score_s = scoring_seconds(work, args.categories[0], f"{args.categories[0]}_{case.depth}_{case.rank}")
+                kept[case].write_bytes(pickle.dumps(found[case]))
+    return {case: pickle.loads(path.read_bytes()) for case, path in kept.items()}
 
 
 def score(
