@@ -333,7 +333,8 @@ def _mean_of_known(values_GN: FloatArray) -> FloatArray:
 
 def _first_highest(gold_SN: FloatArray, slack: float) -> NDArray[np.intp]:
     """The first of the points that are the highest but for rounding, shape (S,)."""
-    return np.argmax(gold_SN >= gold_SN.max(axis=1, keepdims=True) - slack, axis=1)
+    first_S: NDArray[np.intp] = np.argmax(gold_SN >= gold_SN.max(axis=1, keepdims=True) - slack, axis=1)
+    return first_S
 
 
 def _known(value: float) -> float | None:
