@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "remove": ("dmoerm.cli.remove", "take a category or an expert out of a trained model"),
     "evaluate": ("dmoerm.cli.evaluate", "measure agreement with preferences, with intervals and baselines"),
     "probe": ("dmoerm.cli.probe", "see which empty, padded or manipulative answers a reward model puts above honest ones"),
+    "best-of-n": ("dmoerm.cli.best_of_n", "show what a reward picks among many responses, and how good the picks really are"),
     "score": ("dmoerm.cli.score", "give every response of a file its reward"),
     "compare": ("dmoerm.cli.compare", "show which of some responses wins, and on which capability"),
     "export": ("dmoerm.cli.export", "write a model in another tool's format"),

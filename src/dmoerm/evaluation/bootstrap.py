@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dmoerm.errors import ConfigError, DataError
 
-__all__ = ["FEW_PROMPTS", "Resampling", "bootstrap_interval"]
+__all__ = ["FEW_PROMPTS", "Resampling", "bootstrap_interval", "resampled_sums"]
 
 FloatArray = NDArray[np.float64]
 
@@ -86,6 +86,17 @@ def bootstrap_interval(
     low, high = np.quantile(defined, [tail, 1.0 - tail])
     bias = float(defined.mean() - _evaluate(statistic, sums_GC.sum(axis=0, keepdims=True))[0]) if recentre else 0.0
     return float(low) - bias, float(high) - bias
+
+
+def resampled_sums(sums_GC: FloatArray, resampling: Resampling) -> FloatArray:
+    """The sums of every draw, shape (S, C), for statistics that need more than one column of results; each draw holds G prompts.
+
+    Raises:
+        DataError: there is no prompt.
+    """
+    if len(sums_GC) == 0:
+        raise DataError("No prompts to resample; expected at least one.")
+    return np.concatenate(_resampled_sums(sums_GC, resampling))
 
 
 def _evaluate(statistic: Callable[[FloatArray], FloatArray], totals_SC: FloatArray) -> FloatArray:
