@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dmoerm.errors import ConfigError
-from dmoerm.recipe import PAPER_SCHEDULE, DataOptions, Recipe, dump_recipe, load_recipe, recipe_hash, recipe_taxonomy
+from dmoerm.recipe import PAPER_SCHEDULE, DataOptions, LabelingOptions, Recipe, dump_recipe, load_recipe, recipe_hash, recipe_taxonomy
 from dmoerm.taxonomy import paper_taxonomy, paper_taxonomy_text
 
 MINIMAL = "data:\n  comparisons: [train.jsonl]\n"
@@ -25,7 +25,8 @@ def recipe_file(tmp_path):
 
 def test_one_file_of_comparisons_is_a_whole_recipe(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file())
-    assert recipe == Recipe(data=DataOptions(comparisons=(tmp_path / "train.jsonl",)), output=tmp_path / "model")
+    labeling = LabelingOptions(store=tmp_path / "labels.db", output=tmp_path / "labels.jsonl")
+    assert recipe == Recipe(data=DataOptions(comparisons=(tmp_path / "train.jsonl",)), output=tmp_path / "model", labeling=labeling)
 
 
 @pytest.mark.faults("F39")

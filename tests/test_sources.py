@@ -210,3 +210,25 @@ def test_what_cannot_be_rendered_is_counted_up_to_the_limit_and_stops_the_run_ab
     message = r"2 of 20 comparisons cannot be rendered, more than data\.max_drop_fraction \(0\.05\)(.|\n)*Response N of N is empty +4"
     with pytest.raises(TrainingError, match=message):
         prepare([*blank, *whole[2:]], [], made, RunLog(None, quiet=True), **parts)
+
+
+def test_an_id_that_stands_for_other_texts_in_a_label_file_is_renamed_and_an_equal_one_kept(recipe):
+    label = [{"capability": "logic", "preferred": 0, "other": 1}]
+    own = {"id": "7", "prompt": "x", "responses": ["a", "b"], "ranks": [1, 2], "labels": label}
+    other = {"id": "8", "prompt": "x", "responses": ["c", "d"], "ranks": [1, 2], "labels": label}
+    files = {"a.jsonl": [{**own, "labels": []}, {**own, "id": "8", "prompt": "y"}], "judged.jsonl": [own, other]}
+    data = load_run_data(recipe("  comparisons: [a.jsonl]\n  labels: [judged.jsonl]\n", files))
+    assert [comparison.id for comparison in data.labels] == ["7", "judged/8"]
+
+
+def test_what_the_judge_has_written_is_read_as_labels_once_it_is_there(tmp_path):
+    row = {"prompt": "x", "responses": ["a", "b"], "ranks": [1, 2]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        "data: {comparisons: [a.jsonl], test_fraction: 0.0}\nlabeling: {model: judge}\n", encoding="utf-8"
+    )
+    assert load_run_data(load_recipe(tmp_path / "recipe.yaml")).labels == ()
+    labelled = {**row, "labels": [{"capability": "logic", "preferred": 0, "other": 1, "probability": 0.75}]}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(labelled) + "\n", encoding="utf-8")
+    (found,) = load_run_data(load_recipe(tmp_path / "recipe.yaml")).labels
+    assert found.labels[0].probability == 0.75
