@@ -9,7 +9,7 @@ task model is trained; then experts of every depth and rank learn the same label
     pairs          agreement of the mean of the standardised experts with the preference, on pairs of the test fold
     own label      how often an expert orders a judged pair as its capability's label does
     discordant     the same, only where the label differs from the judge's overall verdict: following overall scores 0 there
-    cost           seconds to score the same rows with all experts, over one plain pass of six-layer MiniLM, same run
+    cost           seconds to score the same rows with six experts, over one plain pass of six-layer MiniLM, taking turns at the end
 
 Intervals: 95 %, bootstrap over prompts; differences to the default (depth 1, rank 32, three layers) are paired.
 """
@@ -21,6 +21,7 @@ import os
 import pickle
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -82,7 +83,6 @@ class Measured:
     own: list[Scored]
     discordant: list[Scored]
     train_s: float
-    score_s: float
 
 
 def with_folds(path: Path) -> list[tuple[Comparison, int]]:
@@ -105,7 +105,7 @@ def measure(
     work = Workspace(backbone, rows, {}, None, False, log)
     plan = inner_plan(recipe, Prepared(backbone, renderer, work, [], []))
     taxonomy = paper_taxonomy()
-    found = {case: Measured([], [], [], 0.0, 0.0) for case in cases}
+    found = {case: Measured([], [], [], 0.0) for case in cases}
     # What is measured is kept, so that a killed run goes on with the next case.
     kept = {case: args.work / f"{'-'.join(args.categories)}_{args.test_fold}_{case.name.replace(' ', '_')}.pickle" for case in cases}
     if all(path.exists() for path in kept.values()):
@@ -150,7 +150,6 @@ def measure(
             score(found[case], module.heads_KD.detach().cpu(), work, slot, category, states, capabilities, test, told)
             log.say(f"{case.name}, {category}: trained in {time.monotonic() - begin:.0f} s with scoring")
             if category == args.categories[-1]:
-                found[case].score_s = scoring_seconds(work, args.categories[0], f"{args.categories[0]}_{case.depth}_{case.rank}")
                 kept[case].write_bytes(pickle.dumps(found[case]))
     return {case: pickle.loads(path.read_bytes()) for case, path in kept.items()}
 
@@ -181,29 +180,35 @@ def score(
                     into.discordant.append(one)
 
 
-def scoring_seconds(work: Workspace, task: str, experts: str | None, rounds: int = 3, rows: int = 64) -> float:
-    """Fastest of some rounds over the same rows, from the tokens."""
-    numbers = list(range(rows))
-    times = []
+def costs(cases: list[Case], pairs: list[tuple[Comparison, int]], args: argparse.Namespace, rounds: int = 5) -> dict[Case | None, float]:
+    """Fastest of some rounds to score the same 64 rows from the tokens, the cases taking turns; None: one plain pass of the whole backbone.
+
+    What the adapters have learned costs nothing, so they are new ones here.
+    """
+    passes: dict[Case | None, Callable[[], object]] = {None: one_pass(Case("all", "mean", 1, 1), pairs, None)}
+    passes |= {case: one_pass(case, pairs, "experts") for case in cases}
+    times: dict[Case | None, list[float]] = {case: [] for case in passes}
     for _ in range(rounds):
-        begin = time.monotonic()
-        member_vectors(work.backbone, work.rows, numbers, task=task, experts=experts, states=None, bf16=False)
-        times.append(time.monotonic() - begin)
-    return min(times)
+        for case, run in passes.items():
+            begin = time.monotonic()
+            run()
+            times[case].append(time.monotonic() - begin)
+    return {case: min(taken[1:]) for case, taken in times.items()}
 
 
-def plain_seconds(pairs: list[tuple[Comparison, int]], args: argparse.Namespace) -> float:
-    """One plain pass of the whole backbone over the rows that `scoring_seconds` times."""
-    recipe = Recipe.model_validate({"data": DataOptions(comparisons=(Path("pairs.jsonl"),)), "backbone": {"layers": "all"}})
-    backbone, renderer = load_backbone(recipe)
+def one_pass(case: Case, pairs: list[tuple[Comparison, int]], experts: str | None, copies: int = 6) -> Callable[[], object]:
+    options = {"backbone": {"layers": case.layers, "pooling": case.pooling}}
+    backbone, renderer = load_backbone(Recipe.model_validate({"data": DataOptions(comparisons=(Path("pairs.jsonl"),)), **options}))
     rows = Rows(renderer.tokenizer.pad_token_id)
-    rows.add([c for c, _ in pairs[:64]], renderer)
-    work = Workspace(backbone, rows, {}, None, False, RunLog(args.work, quiet=True, append=True))
-    backbone.add_task_adapter("none", depth=1, rank=1, alpha=1.0, dropout=0.0)
-    return scoring_seconds(work, "none", None)
+    rows.add([c for c, _ in pairs[:32]], renderer)
+    if experts is not None:
+        backbone.add_task_adapter("task", depth=1, rank=64, alpha=64.0, dropout=0.0)
+        backbone.add_experts(experts, copies, depth=case.depth, rank=case.rank, alpha=float(case.rank), dropout=0.0)
+    task = None if experts is None else "task"
+    return lambda: member_vectors(backbone, rows, list(range(64)), task=task, experts=experts, states=None, bf16=False)
 
 
-def table(found: dict[Case, Measured], plain_s: float) -> tuple[str, list[dict[str, object]]]:
+def table(found: dict[Case, Measured], seconds: dict[Case | None, float]) -> tuple[str, list[dict[str, object]]]:
     resampling = Resampling(seed=0, samples=2000, confidence=0.95)
     base = found[DEFAULT]
     lines = ["| experts | pairs | minus default | own label | discordant | cost | training, s |", "|---|---|---|---|---|---|---|"]
@@ -224,7 +229,7 @@ def table(found: dict[Case, Measured], plain_s: float) -> tuple[str, list[dict[s
             difference = paired_difference_over_seeds([one.scored], [base.scored], resampling=resampling)
             cell = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
             record |= {"difference": difference.value, "difference_low": difference.low, "difference_high": difference.high}
-        cost = one.score_s / plain_s
+        cost = seconds[case] / seconds[None]
         lines.append(
             f"| {case.name} | {agreement.value:.3f} [{agreement.low:.3f}, {agreement.high:.3f}] | {cell} | "
             f"{own.value:.3f} [{own.low:.3f}, {own.high:.3f}] | {discordant.value:.3f} [{discordant.low:.3f}, {discordant.high:.3f}] | "
@@ -286,12 +291,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     args.work.mkdir(parents=True, exist_ok=True)
     pairs, judged = (with_folds(args.data / f"{name}.jsonl.gz") for name in ("alpaca_eval_pairs", "capability_judgements"))
-    plain_s = plain_seconds(pairs, args)
     cases = [case for number, case in enumerate(CASES, 1) if number not in args.skip]
     found: dict[Case, Measured] = {}
     for shape in dict.fromkeys((case.layers, case.pooling) for case in cases):
         found |= measure([case for case in cases if (case.layers, case.pooling) == shape], pairs, judged, args)
-    text, records = table({case: found[case] for case in cases}, plain_s)
+    text, records = table({case: found[case] for case in cases}, costs(cases, pairs, args))
     header = (
         f"Date {date.today()}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}. Categories {', '.join(args.categories)}; test fold {args.test_fold}, other inner folds "
