@@ -4,14 +4,13 @@ import argparse
 import asyncio
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmoerm.cli.label_text import progress_text, status_text, summary_text
 from dmoerm.cli.main import DONE, FAILED, INTERRUPTED, PARTLY_DONE, PAUSED
-from dmoerm.cli.options import print_json, read_recipe, terminal_colours
+from dmoerm.cli.options import line_writer, print_json, read_recipe, terminal_colours
 
 if TYPE_CHECKING:
     from dmoerm.labeling.formats import FormatComparison
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from dmoerm.recipe import Recipe
 
 __all__ = ["ACTIONS", "add_arguments", "progress_printer", "run"]
-
-_SECONDS_BETWEEN_LINES = 30.0
-"""Between two progress lines where stderr is no terminal."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,21 +197,9 @@ def _say_left_out(plan: "LabelPlan") -> None:
 
 
 def progress_printer(*, quiet: bool) -> Callable[["Progress"], None]:
-    """One changing line on a terminal, a line now and then elsewhere."""
-    live = sys.stderr.isatty()
-    shown = time.monotonic()
-
-    def show(now: "Progress") -> None:
-        nonlocal shown
-        if quiet or (not live and time.monotonic() - shown < _SECONDS_BETWEEN_LINES):
-            return
-        shown = time.monotonic()
-        finished = now.done + now.given_up >= now.total
-        line = progress_text(now)
-        sys.stderr.write(("\r\x1b[K" + ("" if finished else line)) if live else line + "\n")
-        sys.stderr.flush()
-
-    return show
+    """A callback that shows how far a run is."""
+    write = line_writer(quiet=quiet)
+    return lambda now: write(lambda: progress_text(now), now.done + now.given_up >= now.total)
 
 
 # --- the other actions --------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ __all__ = [
     "add_recipe",
     "add_run",
     "check_device",
+    "line_writer",
     "open_model",
     "print_json",
     "print_measured",
@@ -140,26 +141,36 @@ def terminal_colours() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
+def line_writer(*, quiet: bool) -> Callable[[Callable[[], str], bool], None]:
+    """Writes (text, finished) to stderr: one changing line on a terminal, which ends empty; now and then a line elsewhere."""
+    shown = time.monotonic()
+    live = sys.stderr.isatty()
+
+    def write(text: Callable[[], str], finished: bool) -> None:
+        nonlocal shown
+        if quiet or (not live and time.monotonic() - shown < _SECONDS_BETWEEN_LINES):
+            return
+        shown = time.monotonic()
+        sys.stderr.write(("\r\x1b[K" + ("" if finished else text())) if live else text() + "\n")
+        sys.stderr.flush()
+
+    return write
+
+
 def progress_line(what: str, *, quiet: bool) -> Callable[[int, int | None], None]:
-    """A callback (done, all or None) for stderr: rate and time left, one changing line on a terminal, now and then a line elsewhere."""
+    """A callback (done, all or None) for stderr: rate and time left, as `line_writer` shows them."""
     from dmoerm.training.progress import clock
 
-    begin = shown = time.monotonic()
-    live = sys.stderr.isatty()
+    begin = time.monotonic()
+    write = line_writer(quiet=quiet)
     first: int | None = None
 
     def report(done: int, total: int | None) -> None:
-        nonlocal shown, first
+        nonlocal first
         first = done if first is None else first  # a resumed run begins late
-        now = time.monotonic()
-        finished = total is not None and done >= total
-        if quiet or (not live and now - shown < _SECONDS_BETWEEN_LINES):
-            return
-        shown = now
-        rate = (done - first) / max(now - begin, 1e-9)
+        rate = (done - first) / max(time.monotonic() - begin, 1e-9)
         left = f", {clock((total - done) / rate)} left" if total is not None and rate > 0 else ""
         line = f"{what} {done:,}{'' if total is None else f' of {total:,}'}, {rate:,.0f} rows/s{left}"
-        sys.stderr.write(("\r\x1b[K" + ("" if finished else line)) if live else line + "\n")
-        sys.stderr.flush()
+        write(lambda: line, total is not None and done >= total)
 
     return report

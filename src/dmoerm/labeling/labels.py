@@ -54,16 +54,20 @@ def verdict_of(shown: str, *, swapped: bool) -> int:
 
 def pair_verdicts(pair: AskedPair, settings: str, answers: Answers) -> dict[str, Verdicts]:
     """By point, the verdicts of both orders, None where there is no answer; every point that was planned is there."""
-    found: dict[str, Verdicts] = {}
+    return {name: _verdicts(both) for name, both in _both_orders(pair, settings, answers)}
+
+
+def _both_orders(pair: AskedPair, settings: str, answers: Answers) -> Iterator[tuple[str, tuple[Answer | None, Answer | None]]]:
+    """Every point of a pair with its answers: the pair's own order, then the swapped one."""
     for group in pair.groups:
-        of_order = [answers.get(Question(pair, group, swapped, settings).key, {}) for swapped in (False, True)]
+        own, swapped = (answers.get(Question(pair, group, turned, settings).key, {}) for turned in (False, True))
         for criterion in group:
-            both = [
-                None if (answer := of_order[order].get(criterion.name)) is None else verdict_of(answer.verdict, swapped=bool(order))
-                for order in (0, 1)
-            ]
-            found[criterion.name] = cast("Verdicts", tuple(both))
-    return found
+            yield criterion.name, (own.get(criterion.name), swapped.get(criterion.name))
+
+
+def _verdicts(both: tuple[Answer | None, Answer | None]) -> Verdicts:
+    values = (None if answer is None else verdict_of(answer.verdict, swapped=bool(order)) for order, answer in enumerate(both))
+    return cast("Verdicts", tuple(values))
 
 
 def judged_pairs(pairs: Iterable[AskedPair], settings: str, answers: Answers, judge: str) -> list[JudgedPair]:
@@ -101,27 +105,20 @@ def labelled_comparisons(pairs: Iterable[AskedPair], settings: str, answers: Ans
 
 
 def _labels(pair: AskedPair, settings: str, answers: Answers) -> Iterator[CapabilityLabel]:
-    soft = _probabilities(pair, settings, answers)
-    for name, verdicts in pair_verdicts(pair, settings, answers).items():
-        verdict = consistent(verdicts)
+    for name, both in _both_orders(pair, settings, answers):
+        verdict = consistent(_verdicts(both))
         if verdict is not None:
             preferred, other = (pair.first, pair.second) if verdict == 1 else (pair.second, pair.first)
-            first_is_better = soft.get(name, 1.0 if verdict == 1 else 0.0)
-            probability = first_is_better if verdict == 1 else 1.0 - first_is_better
+            first_is_better = _probability(both)
+            sure = 1.0 if first_is_better is None else first_is_better if verdict == 1 else 1.0 - first_is_better
             # Averaged over both orders, a probability may fall on the other side of the verdicts: then it says "hardly any difference".
-            yield CapabilityLabel(name, preferred, other, max(0.5, round(probability, 4)))
+            yield CapabilityLabel(name, preferred, other, max(0.5, round(sure, 4)))
 
 
-def _probabilities(pair: AskedPair, settings: str, answers: Answers) -> dict[str, float]:
-    """By point, the judge's probability that the pair's first response is better, mean over both orders; where both have one."""
-    found: dict[str, float] = {}
-    for group in pair.groups:
-        of_order = [answers.get(Question(pair, group, swapped, settings).key, {}) for swapped in (False, True)]
-        for criterion in group:
-            both = [answer.preference_A for answer in (of_order[order].get(criterion.name) for order in (0, 1)) if answer is not None]
-            if len(both) == 2 and both[0] is not None and both[1] is not None:
-                found[criterion.name] = (both[0] + 1.0 - both[1]) / 2
-    return found
+def _probability(both: tuple[Answer | None, Answer | None]) -> float | None:
+    """The judge's probability that the pair's first response is better, mean over both orders; None where one of them has none."""
+    own, swapped = (None if answer is None else answer.preference_A for answer in both)
+    return None if own is None or swapped is None else (own + 1.0 - swapped) / 2
 
 
 def write_labels(path: Path, comparisons: Iterable[Comparison]) -> Written:

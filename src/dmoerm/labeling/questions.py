@@ -8,6 +8,7 @@ the points alone: it finds answers that other settings gave.
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,17 @@ from dmoerm.recipe import LabelingOptions
 from dmoerm.records import OVERALL, Comparison, prompt_hash
 from dmoerm.taxonomy import Taxonomy
 
-__all__ = ["OVERALL_DESCRIPTION", "AskedPair", "Criterion", "Question", "digest", "informative_pairs", "pairs_to_ask", "questions_of"]
+__all__ = [
+    "OVERALL_DESCRIPTION",
+    "AskedPair",
+    "Criterion",
+    "Question",
+    "digest",
+    "fingerprint",
+    "informative_pairs",
+    "pairs_to_ask",
+    "questions_of",
+]
 
 OVERALL_DESCRIPTION = "All in all, the response serves the person who asked better."
 
@@ -114,37 +125,32 @@ def pairs_to_ask(data: RunData, options: LabelingOptions) -> tuple[list[AskedPai
     The order is that of the prompts' hashes: it mixes files and categories, so a run that stops early has labelled a bit of everything,
     and a larger `comparisons_per_category` begins with the same comparisons.
     """
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
     chosen: list[Comparison] = []
-    taken: dict[str, int] = {}
     seen: set[tuple[object, ...]] = set()
-    for comparison in sorted(
-        (*data.comparisons, *(data.test if options.test_too else ())), key=lambda c: (prompt_hash(c.prompt), c.id, c.responses)
-    ):
-        reason = None
-        if comparison.category is None and not options.overall:
-            reason = "without a category"
+    candidates = (*data.comparisons, *(data.test if options.test_too else ()))
+    for comparison in sorted(candidates, key=lambda c: (prompt_hash(c.prompt), c.id, c.responses)):
+        category, most = comparison.category or "", options.comparisons_per_category
+        if not category and not options.overall:
+            left_out["without a category"] += 1
         elif (comparison.prompt, comparison.responses) in seen:
-            reason = "the same prompt and responses as another"
-        elif options.comparisons_per_category is not None and taken.get(comparison.category or "", 0) >= options.comparisons_per_category:
-            reason = "beyond labeling.comparisons_per_category"
-        if reason is not None:
-            left_out[reason] = left_out.get(reason, 0) + 1
-            continue
-        if comparison.category is None:
-            left_out["asked for the overall preference only, having no category"] = (
-                left_out.get("asked for the overall preference only, having no category", 0) + 1
-            )
-        seen.add((comparison.prompt, comparison.responses))
-        taken[comparison.category or ""] = taken.get(comparison.category or "", 0) + 1
-        chosen.append(comparison)
+            left_out["the same prompt and responses as another"] += 1
+        elif most is not None and taken[category] >= most:
+            left_out["beyond labeling.comparisons_per_category"] += 1
+        else:
+            seen.add((comparison.prompt, comparison.responses))
+            taken[category] += 1
+            chosen.append(comparison)
+    if taken[""]:
+        left_out["asked for the overall preference only, having no category"] = taken[""]
     pairs = []
     for comparison in chosen:
         groups = criteria_groups(data.taxonomy, comparison.category, options)
         for first, second in informative_pairs(comparison.ranks, options.pairs_per_comparison, prompt_hash(comparison.prompt)):
             if comparison.responses[first] != comparison.responses[second]:
                 pairs.append(AskedPair(comparison, first, second, groups))
-    return pairs, left_out
+    return pairs, dict(left_out)
 
 
 def criteria_groups(taxonomy: Taxonomy, category: str | None, options: LabelingOptions) -> tuple[tuple[Criterion, ...], ...]:

@@ -7,7 +7,6 @@ themselves.
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dmoerm.data.doctor.corpus import Corpus
 from dmoerm.data.doctor.finding import Cell, Finding, NotChecked, Table, first_places
@@ -15,6 +14,7 @@ from dmoerm.data.doctor.share import share_of
 from dmoerm.data.doctor.wording import part, share_text
 from dmoerm.data.files import scan_file
 from dmoerm.data.jsonl import Row
+from dmoerm.data.readers.judgements import ORDERS, read_verdicts
 from dmoerm.records import OVERALL
 
 __all__ = ["MANY_INCONSISTENT", "order_consistency"]
@@ -35,12 +35,11 @@ def order_consistency(corpus: Corpus) -> Iterator[Finding | NotChecked]:
         if file.format != "judgements":
             continue
         numbers = {corpus.comparisons[n].source: n for n in range(len(corpus.comparisons)) if corpus.file_of[n] == file_number}
-        for source, judgements in _judged_rows(file.path):
-            if (number := numbers.get(source)) is None:
-                continue
+        for row in scan_file(Path(file.path)):
+            if not isinstance(row, Row) or (number := numbers.get(f"{file.path}:{row.where}")) is None:
+                continue  # a row that could not be used
             prompt = int(corpus.prompt_numbers[number])
-            verdicts = {str(judgement["order"]): _verdicts(judgement) for judgement in judgements}
-            chosen_first, rejected_first = (verdicts.get(order, {}) for order in ("chosen_first", "rejected_first"))
+            chosen_first, rejected_first = _answered(row)
             for name in dict.fromkeys([*chosen_first, *rejected_first]):
                 first, second = chosen_first.get(name), rejected_first.get(name)
                 if first is None or second is None:
@@ -92,12 +91,8 @@ def _finding(
     )
 
 
-def _judged_rows(path: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for row in scan_file(Path(path)):
-        if isinstance(row, Row) and isinstance(row.data.get("judgements"), list):
-            yield f"{path}:{row.where}", row.data["judgements"]
-
-
-def _verdicts(judgement: dict[str, Any]) -> dict[str, int]:
-    named = {OVERALL: judgement.get("overall"), **(judgement.get("capabilities") or {})}
-    return {name: verdict for name, verdict in named.items() if verdict is not None}
+def _answered(row: Row) -> Iterator[dict[str, int]]:
+    """The verdicts of each presentation order, by name, without those that are null."""
+    by_order = read_verdicts(row)
+    for order in ORDERS:
+        yield {name: verdict for name, verdict in by_order.get(order, {}).items() if verdict is not None}
