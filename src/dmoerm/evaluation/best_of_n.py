@@ -12,7 +12,7 @@ Two readings of a pool:
 Members with equal rewards share their probability. A response that has no reward is picked only where all n have none. A reward counts by
 its order alone: best-of-n is the same under any increasing function of it.
 
-Source: Gao, Schulman & Hilton 2022 (arXiv 2210.10760); Nakano et al. 2021 (arXiv 2112.09332), for the
+Source: Gao, Schulman & Hilton 2022 (arXiv 2210.10760); Nakano et al. 2021 (arXiv 2112.09332) for the
 estimator over subsets.
 
 G prompts, M members of a pool, N values of n.

@@ -8,7 +8,7 @@ a prompt, changes nothing. Another monotone map of it does, which best-of-n woul
 β → ∞ is π₀; β → 0 is the highest reward, equal ones sharing. A response without a reward gets no mass at any finite β, so with such
 responses the frontier begins at the KL of leaving them out; a prompt without any reward stays at π₀.
 
-Source: Korbak et al. 2022 (arXiv 2205.11275) and Rafailov et al. 2023 (arXiv 2305.18290, eq. 4) for the optimum.
+Source: Korbak et al. 2022 (arXiv 2205.11275) and Rafailov et al. 2023 (arXiv 2305.18290) for the optimum.
 
 G prompts, M members of the largest pool (smaller ones are padded), N points.
 """
