@@ -111,3 +111,13 @@ def test_a_flag_of_another_action_and_a_missing_word_are_refused(commands, capsy
     assert "--max-cost is for dmoerm label run, and this is status" in capsys.readouterr().err
     assert main(["label", "import", "recipe.yaml"]) == 1
     assert "expected a recipe and a judgement file, got 1" in capsys.readouterr().err
+
+
+def test_a_run_without_an_answer_leaves_the_labels_of_an_earlier_one(commands, tmp_path, capsys):
+    script, _ = commands
+    assert main(["-q", *script[1][1:]]) == 0
+    before = (tmp_path / "labels.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(["-q", "label", "recipe.yaml", "--max-requests", "0", "--set", "labeling.temperature=0.5"]) == 3
+    assert "labels.jsonl is left as it was" in capsys.readouterr().out
+    assert (tmp_path / "labels.jsonl").read_bytes() == before

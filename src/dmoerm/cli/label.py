@@ -108,11 +108,14 @@ def _run(args: argparse.Namespace, recipe: "Recipe") -> int:
 def _finish(args: argparse.Namespace, recipe: "Recipe", plan: "LabelPlan", store: Any, result: "RunResult") -> int:
     """Write the labels, and say how the run ended."""
     from dmoerm.labeling.canaries import canary_result
-    from dmoerm.labeling.labels import labelled_comparisons, write_labels
+    from dmoerm.labeling.labels import Written, labelled_comparisons, write_labels
 
     settings = plan.settings.fingerprint
     answers = store.answers(settings)
-    written = write_labels(recipe.labeling.output, labelled_comparisons(plan.pairs, settings, answers))
+    output, labelled = recipe.labeling.output, list(labelled_comparisons(plan.pairs, settings, answers))
+    # A run that got nothing, with another judge say, must not empty the labels of an earlier one.
+    kept = not labelled and output.exists()
+    written = Written(output, 0, 0) if kept else write_labels(output, labelled)
     canaries = canary_result(settings, answers, plan.canaries) if plan.canaries else None
     now = result.progress
     if args.json:
@@ -135,7 +138,8 @@ def _finish(args: argparse.Namespace, recipe: "Recipe", plan: "LabelPlan", store
         )
     else:
         print(summary_text(result))
-        print(f"{written.labels:,} labels on {written.rows:,} comparisons: {written.path}")
+        end = " is left as it was" if kept else ""
+        print(f"{written.labels:,} labels on {written.rows:,} comparisons: {written.path}{end}")
     for warning in [] if canaries is None else canaries.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for part in sorted(result.dropped):
