@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def undisturbed(small):
     return weights_of(small / "undisturbed"), int(said.rpartition("events ")[2])
 
 
+@pytest.fixture(scope="module")
+def killed_early(small, undisturbed):
+    """A run that was killed after a quarter of its events, to be copied."""
+    train(small, small / "killed" / "model", at=undisturbed[1] // 4)
+    return small / "killed"
+
+
 @pytest.mark.faults("F18")
 def test_a_run_killed_at_five_random_moments_ends_with_the_same_weights(small, undisturbed):
     weights, events = undisturbed
@@ -100,8 +108,8 @@ def test_sigterm_stores_the_running_step_and_the_resumed_run_ends_with_the_same_
 
 
 @pytest.mark.faults("F19")
-def test_a_resume_with_another_rank_seed_or_data_is_refused_field_by_field(small, undisturbed, tmp_path, capsys):
-    train(small, tmp_path / "model", at=undisturbed[1] // 4)
+def test_a_resume_with_another_rank_seed_or_data_is_refused_field_by_field(small, killed_early, tmp_path, capsys):
+    shutil.copytree(killed_early, tmp_path, dirs_exist_ok=True)
     recipe = small / "recipe.yaml"
     assert cli.main(["train", str(recipe), "--output", str(tmp_path / "model")]) == cli.FAILED
     assert "unfinished run" in capsys.readouterr().err
@@ -117,8 +125,8 @@ def test_a_resume_with_another_rank_seed_or_data_is_refused_field_by_field(small
     assert forced[0]["experts.rank"] == [4, 2]
 
 
-def test_training_settings_that_move_no_weight_do_not_stand_in_the_way_of_a_resume(small, undisturbed, tmp_path):
-    train(small, tmp_path / "model", at=undisturbed[1] // 4)
+def test_training_settings_that_move_no_weight_do_not_stand_in_the_way_of_a_resume(small, undisturbed, killed_early, tmp_path):
+    shutil.copytree(killed_early, tmp_path, dirs_exist_ok=True)
     flags = ["--resume", "--set", "training.checkpoint_steps=50", "--set", "evaluation.bootstrap_samples=200"]
     code, said = train(small, tmp_path / "model", *flags)
     assert code == cli.DONE, said
