@@ -146,6 +146,7 @@ class Judge:
 
     def __init__(self, settings: JudgeSettings, template: Template, key: str, secret: bytes, *, timeout_s: float, connections: int) -> None:
         self.settings = settings
+        self._further = json.loads(settings.request)
         self._template = template
         self._key = key
         # As it is and as JSON may write it, where a slash may stand behind a backslash. Shorter ones are no secrets ("none").
@@ -228,8 +229,7 @@ class Judge:
             request["response_format"] = {"type": "json_object"}
         if settings.soft and "logprobs" not in self._left_out:
             request |= {"logprobs": True, "top_logprobs": 5}
-        further = json.loads(settings.request)
-        return request | ({"extra_body": further} if further else {})
+        return request | ({"extra_body": self._further} if self._further else {})
 
     def _failed(self, error: Any, request: Mapping[str, Any]) -> Exchange:
         """Class a response with a status of 3xx, 4xx or 5xx."""
