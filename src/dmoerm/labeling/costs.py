@@ -19,7 +19,7 @@ _BYTES_A_TOKEN = 4
 """Of UTF-8 text under the tokenizers of current models: about four for English, three for Chinese."""
 _TOKENS_A_VERDICT, _TOKENS_A_REASON = 12, 40
 _ENOUGH = 20
-MAYBE_BILLED = frozenset({Outcome.UNDER_WAY, Outcome.UNREAD, Outcome.ANSWERED, *RETRIED})
+MAYBE_BILLED = frozenset({Outcome.UNDER_WAY, Outcome.UNREAD, Outcome.ANSWERED, *RETRIED} - {Outcome.UNREACHED})
 """Outcomes of attempts that may stand on the bill although no tokens were counted."""
 
 
