@@ -305,6 +305,11 @@ class TrainingOptions(Section):
         description="With mean pooling, at how many positions of a row, drawn anew in every step, the top layer is computed in training; "
         "null: at all of them. Scoring takes the mean over all.",
     )
+    share_heads: bool = Field(
+        True,
+        description="Fit the first heads of a category near those of all categories together (task_model.fit_head, experts.fit_heads); "
+        "false: each category stands alone.",
+    )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         200, description="Optimizer steps between two stored states within an epoch, from which --resume goes on; 0: at the ends of epochs."
     )

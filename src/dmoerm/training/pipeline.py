@@ -26,7 +26,7 @@ from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, 
 from dmoerm.records import Comparison
 from dmoerm.taxonomy import GENERAL, Taxonomy
 from dmoerm.training.checkpoints import RUN_FILE, RunState, content_key
-from dmoerm.training.inner import InnerPlan, InnerResult, Workspace, train_inner
+from dmoerm.training.inner import Everyone, InnerPlan, InnerResult, Workspace, train_inner
 from dmoerm.training.phase1 import TaskModelShape, task_vectors
 from dmoerm.training.phase2 import ExpertShape
 from dmoerm.training.phase3 import AggregatorSettings
@@ -228,11 +228,11 @@ def prepare(
             and TrunkStates.bytes_needed(rows, numbers, backbone.hidden_size, bf16=bf16) <= recipe.training.trunk_cache_mib * 2**20
         ):
             states = TrunkStates.compute(backbone, rows, numbers, layer, bf16=bf16)
-    base_numbers = sorted({row for c in ranked for row in rows.of_comparison[c.id]})
-    vectors = task_vectors(backbone, rows, base_numbers, task=None, states=states, bf16=bf16)
+    vectors = task_vectors(backbone, rows, numbers, task=None, states=states, bf16=bf16)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     key = content_key(backbone.fingerprint(), processes, bf16, recipe.training.sampled_positions)
-    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state, key), ranked, labels)
+    everyone = Everyone(ranked, labels, content_key([to_native(c) for c in [*ranked, *labels]])) if recipe.training.share_heads else None
+    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state, key, everyone), ranked, labels)
 
 
 def load_backbone(recipe: Recipe) -> tuple[Backbone, Renderer]:
