@@ -40,12 +40,13 @@ class Line:
     high: Sequence[float] = ()
 
 
-def nice_scale(values: Sequence[float], *, wanted_ticks: int = 6) -> Scale:
+def nice_scale(values: Sequence[float], *, wanted_ticks: int = 6, whole: bool = False) -> Scale:
     """An axis over all values, ending at round numbers.
 
     Args:
         values: finite numbers; equal ones get room on both sides.
         wanted_ticks: about how many ticks, at least 2.
+        whole: ticks at whole numbers only, for what is counted.
 
     Returns:
         A scale whose first and last ticks are its ends.
@@ -57,11 +58,12 @@ def nice_scale(values: Sequence[float], *, wanted_ticks: int = 6) -> Scale:
         raise DataError(f"A chart got {len(values)} values, or one that is not finite; expected at least one, all finite.")
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)) or high == low:
-        room = abs(low) * 0.1 or 1.0
+        room = 1.0 if whole else abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
     raw_step = (high - low) / max(1, wanted_ticks - 1)
     magnitude = 10.0 ** math.floor(math.log10(raw_step))
     step = next(factor * magnitude for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * magnitude >= raw_step * 0.999)
+    step = math.ceil(step) if whole else step
     # A millionth of slack, so that 0.30000000000000004 does not ask for one more tick.
     first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
     ticks = tuple(round(number * step, 12) for number in range(first, last + 1))
