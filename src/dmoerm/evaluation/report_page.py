@@ -116,8 +116,9 @@ def _part(part: Part, writing: _Writing, inside: list[tuple[str, str]]) -> Itera
         yield from (writing.section(section, 4) for section in part.sections)
         return
     for section in part.sections:
-        anchor = writing.anchor()
-        inside.append((anchor, section.title))
+        anchor = writing.anchor() if section.title else ""
+        if anchor:
+            inside.append((anchor, section.title))
         yield writing.section(section, 3, anchor)
 
 
@@ -192,9 +193,13 @@ def _sources(found: Found, chapters: Mapping[str, Chapter], anchor: str) -> str:
         for run in runs:
             one = made.get(run.name, Made(run.name, "", "", ""))
             facts = (one.version, one.seed, one.intervals)
-            rows.append((run.name, KINDS[kind].title, *(fact or None for fact in facts), run.dated, run.source))
-    columns = ("result", "what", "dmoerm", "seed", "intervals", "file of", "where it lay")
-    table = Table("", columns, tuple(rows), f"Dates are those of the files, in UTC. Page by dmoerm {version('dmoerm')}.")
+            rows.append((run.name, KINDS[kind].title, run.dated, *(fact or None for fact in facts), run.source))
+    columns = ("result", "what", "file of", "dmoerm", "seed", "intervals", "where it lay")
+    caption = (
+        f"Days are those of the files, in UTC. Intervals are over prompts, each kept with all its pairs; how they are made stands in each "
+        f"chapter. Page by dmoerm {version('dmoerm')}."
+    )
+    table = Table("", columns, tuple(rows), caption)
     recipes = [section_html(recipe) for chapter in chapters.values() for recipe in chapter.recipes]
     return f'<div class="chapter"><h2 id={anchor}>Where this comes from</h2>{section_html(table)}{"".join(recipes)}</div>'
 

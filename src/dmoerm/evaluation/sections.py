@@ -155,13 +155,17 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One named line; `low` and `high` make a band where given."""
+    """One named line; `low` and `high` make a band where given.
+
+    `style` is the number of its colour and dash; None takes its place in the plot. Give it where one name stands in several plots.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    style: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,9 +395,10 @@ def _curve(section: Curve) -> str:
     every_x = [x for item in section.series for x in item.x]
     x_scale = nice_scale(every_x, whole=all(x == round(x) for x in every_x))
     y_scale = nice_scale([y for item in section.series for y in (*item.y, *item.low, *item.high)])
-    lines = [Line(item.x, item.y, item.low, item.high) for item in section.series]
+    styles = [index if item.style is None else item.style for index, item in enumerate(section.series)]
+    lines = [Line(item.x, item.y, item.low, item.high, style) for item, style in zip(section.series, styles, strict=True)]
     plot = line_plot(lines, x_scale, y_scale, _printable(_curve_words(section)))
-    keys = "".join(f"<li>{legend_mark(index)}{text_html(item.name)}</li>" for index, item in enumerate(section.series))
+    keys = "".join(f"<li>{legend_mark(style)}{text_html(item.name)}</li>" for item, style in zip(section.series, styles, strict=True))
     return (
         f'<figure><p class="axis-name">{text_html(section.y_name)}</p><div class="plot-box">{plot}</div>'
         f'<p class="axis-name below">{text_html(section.x_name)}</p><ul class="legend">{keys}</ul></figure>'

@@ -99,8 +99,8 @@ def _same_pairs(runs: Sequence[Run]) -> bool:
 
 def _together(runs: Sequence[Run]) -> list[Section]:
     same = (
-        "All on the same pairs, by their counts and by the baseline `longer`; each interval is that model's own. For the interval of a "
-        "difference: dmoerm evaluate ONE --against OTHER."
+        "All on the same pairs, by their counts and by the figure of the longer response; each interval is that model's own. For the "
+        "interval of a difference: dmoerm evaluate ONE --against OTHER."
         if _same_pairs(runs)
         else "Not on the same pairs: these bars do not compare."
     )
@@ -137,7 +137,7 @@ def _in_category(run: Run, category: str) -> Cell:
 
 def _made(run: Run) -> Made:
     report: ModelReport = run.found
-    draws = f"{100 * report.resampling.confidence:g} %, {report.resampling.samples:,} bootstrap samples over prompts"
+    draws = f"{100 * report.resampling.confidence:g} %, {report.resampling.samples:,} draws"
     return Made(run.name, report.version, str(report.resampling.seed), draws)
 
 

@@ -8,7 +8,7 @@ from dmoerm.errors import DataError
 from dmoerm.evaluation.benchmarks.figures import Measured as Row
 from dmoerm.evaluation.benchmarks.report import BenchmarkReport
 from dmoerm.evaluation.bootstrap import Resampling
-from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportKind, Run, few_prompts, parsed, several_parts
+from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportKind, Run, few_prompts, owned, parsed, several_parts
 from dmoerm.evaluation.sections import Bar, Bars, Cell, Measured, Section, Table, Text
 
 __all__ = ["BENCHMARKING"]
@@ -40,24 +40,20 @@ def _one(number: int, value: Any) -> BenchmarkReport:
 def _chapter(runs: Sequence[Run]) -> Chapter:
     found = [(run, report) for run in runs for report in run.found]
     return Chapter(
-        headlines=tuple(_headline(run, report) for run, report in found),
-        warnings=tuple(warning for run, report in found for warning in _warnings(run, report)),
+        headlines=tuple(_headline(owned(report.model, run, runs), report) for run, report in found),
+        warnings=tuple(warning for run, report in found for warning in _warnings(owned(report.model, run, runs), report)),
         made=tuple(_made(run) for run in runs),
-        parts=several_parts(runs, _together(found), lambda run: [section for one in run.found for section in _sections(one)]),
+        parts=several_parts(runs, _together(found, runs), lambda run: [section for one in run.found for section in _sections(one)]),
     )
 
 
-def _of(run: Run, report: BenchmarkReport) -> str:
-    return report.model if report.model == run.name else f"{report.model} ({run.name})"
-
-
-def _headline(run: Run, report: BenchmarkReport) -> Headline:
+def _headline(model: str, report: BenchmarkReport) -> Headline:
     row = report.rows[0]
-    return Headline(f"{report.title}, {row.name}", _of(run, report), _measured(row), f"{row.n_items:,} items of {row.n_prompts:,} prompts")
+    return Headline(f"{report.title}, {row.name}", model, _measured(row), f"{row.n_items:,} items of {row.n_prompts:,} prompts")
 
 
-def _warnings(run: Run, report: BenchmarkReport) -> Iterator[str]:
-    name = f"{report.title} of {_of(run, report)}"
+def _warnings(model: str, report: BenchmarkReport) -> Iterator[str]:
+    name = f"{report.title} of {model}"
     yield from few_prompts(name, report.rows[0].n_prompts)
     if report.missing:
         yield f"{name}: no rows of {', '.join(report.missing)}; means are over the rest and compare with no published figure."
@@ -106,7 +102,7 @@ def _sections(report: BenchmarkReport) -> list[Section]:
     ]
 
 
-def _together(found: Sequence[tuple[Run, BenchmarkReport]]) -> list[Section]:
+def _together(found: Sequence[tuple[Run, BenchmarkReport]], runs: Sequence[Run]) -> list[Section]:
     sections: list[Section] = []
     for benchmark in dict.fromkeys(report.benchmark for _, report in found):
         of_it = [(run, report) for run, report in found if report.benchmark == benchmark]
@@ -114,7 +110,7 @@ def _together(found: Sequence[tuple[Run, BenchmarkReport]]) -> list[Section]:
         rows: list[tuple[Cell, ...]] = []
         for run, report in of_it:
             by_name = {row.name: _measured(row) for row in report.rows}
-            rows.append((_of(run, report), *(by_name.get(name) for name in names), report.rows[0].n_items))
+            rows.append((owned(report.model, run, runs), *(by_name.get(name) for name in names), report.rows[0].n_items))
         title = of_it[0][1].title
         sections.append(Table(f"{title} of all models", ("model", *names, "items"), tuple(rows)))
     return sections
@@ -122,7 +118,7 @@ def _together(found: Sequence[tuple[Run, BenchmarkReport]]) -> list[Section]:
 
 def _made(run: Run) -> Made:
     report: BenchmarkReport = run.found[0]
-    draws = f"{_percent(report)}, {report.resampling.samples:,} bootstrap samples over prompts"
+    draws = f"{_percent(report)}, {report.resampling.samples:,} draws"
     return Made(run.name, report.version, str(report.resampling.seed), draws)
 
 

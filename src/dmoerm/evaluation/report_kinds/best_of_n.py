@@ -9,7 +9,7 @@ from dmoerm.errors import DataError
 from dmoerm.evaluation.best_of_n_page import study_sections
 from dmoerm.evaluation.gold_curves import GoldCurve, Interval
 from dmoerm.evaluation.pool_study import RESERVED, PoolStudy, setting_text
-from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportKind, Run, few_prompts, parsed, several_parts
+from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportKind, Run, few_prompts, owned, parsed, several_parts
 from dmoerm.evaluation.scorers import Longest
 from dmoerm.evaluation.sections import Cell, Measured, Section, Table
 
@@ -23,6 +23,8 @@ def _read(document: Mapping[str, Any]) -> PoolStudy:
     study = parsed(PoolStudy, _with_infinity(document))
     if not study.best_of_n or not all(row.points for row in (*study.best_of_n, *study.frontier)):
         raise DataError("best_of_n: no curve, or one without points")
+    if not {row.name for row in study.frontier} <= {row.name for row in study.best_of_n}:
+        raise DataError("frontier: a reward that best_of_n does not have")
     return study
 
 
@@ -46,8 +48,8 @@ def _list(value: Any) -> list[Any]:
 
 def _chapter(runs: Sequence[Run]) -> Chapter:
     return Chapter(
-        headlines=tuple(headline for run in runs for headline in _headlines(run)),
-        warnings=tuple(warning for run in runs for warning in _warnings(run)),
+        headlines=tuple(headline for run in runs for headline in _headlines(run, runs)),
+        warnings=tuple(warning for run in runs for warning in _warnings(run, runs)),
         made=tuple(_made(run) for run in runs),
         parts=several_parts(runs, _together(runs), lambda run: study_sections(run.found)),
     )
@@ -58,20 +60,20 @@ def _models(study: PoolStudy) -> list[GoldCurve]:
     return [row for row in study.best_of_n if row.name not in _BESIDE] or [row for row in study.best_of_n if row.name not in RESERVED]
 
 
-def _headlines(run: Run) -> Iterator[Headline]:
+def _headlines(run: Run, runs: Sequence[Run]) -> Iterator[Headline]:
     study: PoolStudy = run.found
     on = f"{study.prompts:,} prompts, {study.responses:,} responses"
     for row in _models(study):
-        of = row.name if row.name.startswith(run.name) else f"{row.name} ({run.name})"
+        of = owned(row.name, run, runs)
         n, last = setting_text(row.peak_setting.value), setting_text(row.points[-1].setting)
         yield Headline(f"Gold gained by best-of-n at its peak (n = {n})", of, _measured(row.gain), on)
         if row.fall.value < 0:
             yield Headline(f"Gold lost after the peak (n = {last})", of, _measured(row.fall), on)
 
 
-def _warnings(run: Run) -> Iterator[str]:
+def _warnings(run: Run, runs: Sequence[Run]) -> Iterator[str]:
     study: PoolStudy = run.found
-    name = f"Best-of-n ({run.name})"
+    name = "Best-of-n" if len(runs) == 1 else f"Best-of-n ({run.name})"
     yield from few_prompts(name, study.prompts)
     if study.without_gold or study.short_pools:
         yield f"{name}: {study.without_gold:,} responses without a gold score and {study.short_pools:,} prompts with them are left out."
@@ -98,7 +100,7 @@ def _together(runs: Sequence[Run]) -> list[Section]:
 
 def _made(run: Run) -> Made:
     study: PoolStudy = run.found
-    draws = f"{100 * study.resampling.confidence:g} %, {study.resampling.samples:,} bootstrap samples over prompts"
+    draws = f"{100 * study.resampling.confidence:g} %, {study.resampling.samples:,} draws"
     return Made(run.name, study.version, str(study.resampling.seed), draws)
 
 

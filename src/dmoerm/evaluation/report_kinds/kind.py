@@ -11,7 +11,7 @@ from dmoerm.errors import DataError, DmoermError
 from dmoerm.evaluation.bootstrap import FEW_PROMPTS
 from dmoerm.evaluation.sections import Folded, Measured, Section
 
-__all__ = ["Chapter", "Headline", "Made", "Part", "ReportKind", "Run", "few_prompts", "parsed", "several_parts"]
+__all__ = ["Chapter", "Headline", "Made", "Part", "ReportKind", "Run", "few_prompts", "owned", "parsed", "several_parts"]
 
 T = TypeVar("T")
 
@@ -126,6 +126,11 @@ def several_parts(runs: Sequence[Run], together: Sequence[Section], sections_of:
     if len(runs) == 1:
         return (Part("", tuple(sections_of(runs[0]))),)
     return (Part("Side by side", tuple(together)), *(Part(run.name, tuple(sections_of(run))) for run in runs))
+
+
+def owned(name: str, run: Run, runs: Sequence[Run]) -> str:
+    """What a result calls a model; where the page has several results of the kind, with the name of this one."""
+    return name if len(runs) == 1 or name.startswith(run.name) else f"{name} ({run.name})"
 
 
 def few_prompts(name: str, prompts: int) -> list[str]:

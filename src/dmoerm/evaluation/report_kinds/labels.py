@@ -44,15 +44,14 @@ def _headlines(run: Run) -> Iterator[Headline]:
         row = judge.all_capabilities or judge.overall
         if row is None:
             continue
-        for what, share in (
-            ("Verdicts that hold in both orders", row.consistency),
-            ("Labels that repeat the judge's overall verdict", row.follows_overall),
-            ("Labels that go with the ranks", row.people),
+        for what, share, things in (
+            ("Verdicts that hold in both orders", row.consistency, "questions"),
+            ("Labels that repeat the judge's overall verdict", row.follows_overall, "labels"),
+            ("Labels that go with the ranks", row.people, "labels"),
         ):
             if share is not None:
-                yield Headline(
-                    what, judge.judge, Measured(share.value, share.low, share.high), f"{share.n:,} of {share.n_prompts:,} prompts"
-                )
+                on = f"{share.n:,} {things}, {share.n_prompts:,} prompts"
+                yield Headline(what, judge.judge, Measured(share.value, share.low, share.high), on)
 
 
 def _warnings(run: Run, *, several: bool) -> Iterator[str]:
@@ -80,7 +79,7 @@ def _together(runs: Sequence[Run]) -> list[Section]:
 
 def _made(run: Run) -> Made:
     report: LabelReport = run.found.report
-    intervals = f"95 % over prompts: Wilson for shares, else {report.samples:,} draws"
+    intervals = f"95 %, {report.samples:,} draws"
     return Made(run.name, report.version, str(report.seed), intervals)
 
 

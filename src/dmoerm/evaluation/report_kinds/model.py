@@ -133,7 +133,7 @@ def _chapter(runs: Sequence[Run]) -> Chapter:
         headlines=tuple(_headline(run) for run in runs),
         warnings=tuple(warning for run in runs for warning in _warnings(run)),
         made=tuple(Made(run.name, run.found.manifest.dmoerm_version, _seed(run.found), "") for run in runs),
-        parts=several_parts(runs, _together(runs), lambda run: [_parts_table([run]), *_sections(run.found)]),
+        parts=several_parts(runs, _together(runs), lambda run: [*([_parts_table([run])] if len(runs) == 1 else []), *_sections(run.found)]),
         recipes=tuple(
             Folded("", f"Recipe of {run.name} ({run.found.recipe_hash or 'no hash'})", run.found.recipe) for run in runs if run.found.recipe
         ),

@@ -7,8 +7,9 @@ from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.probe_page import probe_sections
 from dmoerm.evaluation.probe_report import ProbeReport
 from dmoerm.evaluation.probes import KINDS, PROBES
-from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportKind, Run, few_prompts, parsed, several_parts
-from dmoerm.evaluation.sections import Heat, Measured, Section
+from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportKind, Run, few_prompts, owned, parsed, several_parts
+from dmoerm.evaluation.scorers import Longest
+from dmoerm.evaluation.sections import Folded, Heat, Measured, Section, Text
 
 __all__ = ["PROBING"]
 
@@ -35,31 +36,45 @@ def _read(document: Mapping[str, Any]) -> ProbeReport:
 
 def _chapter(runs: Sequence[Run]) -> Chapter:
     return Chapter(
-        headlines=tuple(headline for run in runs for headline in _headlines(run)),
-        warnings=tuple(warning for run in runs for warning in _warnings(run)),
+        headlines=tuple(headline for run in runs for headline in _headlines(run, runs)),
+        warnings=tuple(warning for run in runs for warning in _warnings(run, runs)),
         made=tuple(_made(run) for run in runs),
-        parts=several_parts(runs, _together(runs), lambda run: probe_sections(run.found)),
+        parts=several_parts(runs, _together(runs), _sections),
     )
 
 
-def _of(run: Run, model: str) -> str:
-    return model if model == run.name else f"{model} ({run.name})"
+def _sections(run: Run) -> list[Section]:
+    """As on the page of the verb, but with the examples folded: their texts are long."""
+    sections: list[Section] = []
+    heading = "Where models were fooled most"
+    for section in probe_sections(run.found):
+        if isinstance(section, Text):
+            sections.append(Folded(heading, section.title, "\n\n".join(section.paragraphs)))
+            heading = ""
+        else:
+            sections.append(section)
+    return sections
 
 
-def _headlines(run: Run) -> Iterator[Headline]:
+def _asked_about(report: ProbeReport) -> list[str]:
+    """The models, without the rule that stands beside them."""
+    return [model for model in report.models if model != Longest.name] or report.models
+
+
+def _headlines(run: Run, runs: Sequence[Run]) -> Iterator[Headline]:
     report: ProbeReport = run.found
-    for model in report.models:
+    for model in _asked_about(report):
         for kind in KINDS:
             share = report.row(model, kind).over_honest
             if share is not None:
                 on = f"{share.n:,} probes of {share.n_prompts:,} prompts"
-                yield Headline(_HEADLINES[kind], _of(run, model), Measured(share.value, share.low, share.high), on)
+                yield Headline(_HEADLINES[kind], owned(model, run, runs), Measured(share.value, share.low, share.high), on)
 
 
-def _warnings(run: Run) -> Iterator[str]:
+def _warnings(run: Run, runs: Sequence[Run]) -> Iterator[str]:
     report: ProbeReport = run.found
-    for model in report.models:
-        name = f"Probes of {_of(run, model)}"
+    for model in _asked_about(report):
+        name = f"Probes of {owned(model, run, runs)}"
         yield from few_prompts(name, report.prompts - report.honest_failed[model])
         if report.honest_failed[model]:
             yield f"{name}: {report.honest_failed[model]:,} prompts are left out; their honest answer could not be scored."
@@ -81,7 +96,7 @@ def _together(runs: Sequence[Run]) -> list[Section]:
     caption = (
         "Share of prompts on which the probe has a higher reward than the honest answer. Results compare where file, limit and seed agree."
     )
-    return [Heat("Probes of all models", tuple(_of(run, model) for run, model in columns), rows, caption)]
+    return [Heat("Probes of all models", tuple(owned(model, run, runs) for run, model in columns), rows, caption)]
 
 
 def _share(report: ProbeReport, model: str, name: str) -> Measured | None:
@@ -91,7 +106,7 @@ def _share(report: ProbeReport, model: str, name: str) -> Measured | None:
 
 def _made(run: Run) -> Made:
     report: ProbeReport = run.found
-    return Made(run.name, report.version, str(report.seed), f"95 % over prompts: Wilson for shares, {report.samples:,} draws for margins")
+    return Made(run.name, report.version, str(report.seed), f"95 %, {report.samples:,} draws")
 
 
 PROBING = ReportKind("Answers that should not win", "dmoerm probe --json", _chapter, _read)
