@@ -36,6 +36,7 @@ __all__ = [
     "load_recipe",
     "recipe_hash",
     "recipe_taxonomy",
+    "run_folder",
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -418,6 +419,11 @@ def recipe_hash(recipe: Recipe) -> str:
     """
     values = json.dumps(recipe.model_dump(mode="json", exclude={"output", "labeling"}), sort_keys=True)
     return hashlib.sha256(values.encode()).hexdigest()[:12]
+
+
+def run_folder(output: Path) -> Path:
+    """Where the run that wrote the model at `output` keeps its resolved recipe, its metrics, its checkpoints and its evaluation."""
+    return output.with_name(f"{output.name}-run")
 
 
 def _paper_values() -> Iterator[tuple[str, str, Any]]:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from dmoerm.modeling.backbone import Backbone, cpu_computes_bf16, load_tokenizer
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.modeling.reward_model import RewardModel, prompt_vectors
 from dmoerm.modeling.router import Router
-from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash
+from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash, run_folder
 from dmoerm.records import Comparison
 from dmoerm.taxonomy import GENERAL, Taxonomy
 from dmoerm.training.checkpoints import RUN_FILE, RunState, content_key
@@ -332,11 +331,6 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and cpu_computes_bf16()
-
-
-def run_folder(output: Path) -> Path:
-    """Where a run keeps its resolved recipe, its metrics, its checkpoints and its evaluation."""
-    return output.with_name(f"{output.name}-run")
 
 
 def is_first_process() -> bool:
