@@ -2,7 +2,7 @@
 
 A mixture names the categories that a model learns. Every mixture goes through phase 1 as the recipe has it (`train_task_model`) on the same
 frozen trunk, and one learning-rate schedule of a given number of steps: a smaller set is passed over more often, each pass in another
-order. The head that phase 1 starts from has no steps; it is fitted in closed form on each comparison of the mixture once.
+order. The head that phase 1 starts from has no steps; it is fitted on each comparison of the mixture once.
 
 With a size, every mixture gets so many comparisons, an equal share of each of its categories. A category's comparisons are put in one order
 that the seed decides, and every mixture takes the first ones, so what a mixture has of a category is part of what that category alone has.
