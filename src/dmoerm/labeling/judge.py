@@ -276,7 +276,10 @@ class Judge:
         return frozenset(self._left_out)
 
     def _unreached(self, error: BaseException) -> Exchange:
-        return Exchange(Outcome.CONNECTION, detail=shortened(self._without_key(f"{type(error).__name__}: {error}")))
+        import httpx2
+
+        outcome = Outcome.UNREACHED if isinstance(error, httpx2.ConnectError) else Outcome.CONNECTION
+        return Exchange(outcome, detail=shortened(self._without_key(f"{type(error).__name__}: {error}")))
 
     def _named(self, headers: Mapping[str, str]) -> str | None:
         name = headers.get("x-request-id")
