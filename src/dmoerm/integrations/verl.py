@@ -5,8 +5,9 @@
 
     reward.custom_reward_function.path=my_reward.py reward.custom_reward_function.name=compute_score
 
-with DMOERM_MODEL in the environment (older versions of verl: custom_reward_function.path …). verl passes the response but not the prompt, so the data set must carry it in `extra_info`,
-as a text or as messages, under `prompt`, `raw_prompt` or `question`, or under the key that `prompt_key` names.
+with DMOERM_MODEL in the environment (older versions of verl: custom_reward_function.path …). verl passes the response but not the prompt,
+so the data set must carry it in `extra_info`, as a text or as messages, under `prompt`, `raw_prompt` or `question`, or under the key that
+`prompt_key` names.
 
 Source: verl/experimental/reward_loop/reward_manager/naive.py, which calls it from threads, one response at a time, and logs every key of
 the answer besides `score`. The keys are the same for every sample, since verl collects them by the first one's.

@@ -27,6 +27,7 @@ import math
 import os
 import shutil
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -204,52 +205,25 @@ def train_policy(
     checkpoint, start = _checkpoint(folder / CHECKPOINTS) if resume else (None, 0)
     watch = _Watch(options, conversations, judge, folder, progress)
     watch.begin(start if checkpoint is not None else None)
-    on_cuda = options.device == "auto" and torch.cuda.is_available()
-    per_pass = options.measure_samples * max(1, options.pass_size // options.measure_samples)
-    trainer = _trainer_class(GRPOTrainer)(
-        watch,
-        model=options.policy,
-        reward_funcs=watch,
-        processing_class=tokenizer,
-        train_dataset=_dataset(rows[: len(prompts)]),
-        eval_dataset=_dataset(rows[len(prompts) :]),
-        peft_config=_lora(options.lora_rank),
-        args=GRPOConfig(
-            output_dir=str(folder / CHECKPOINTS),
-            max_steps=options.steps,
-            per_device_train_batch_size=options.pass_size,
-            gradient_accumulation_steps=options.prompts_per_step * options.generations // options.pass_size,
-            per_device_eval_batch_size=per_pass,
-            num_generations=options.generations,
-            num_generations_eval=options.measure_samples,
-            max_completion_length=options.max_completion_tokens,
-            beta=options.beta,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="constant",
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            repetition_penalty=1.0,
-            disable_dropout=True,
-            use_cpu=options.device == "cpu",
-            bf16=on_cuda and torch.cuda.is_bf16_supported(),
-            gradient_checkpointing=on_cuda,
-            dataloader_pin_memory=on_cuda,
-            report_to="none",
-            disable_tqdm=True,
-            logging_steps=1,
-            save_strategy="steps",
-            save_steps=options.save_every,
-            save_total_limit=2,
-            seed=options.seed,
-        ),
-        callbacks=[watch.callback()],
-    )
-    trainer.remove_callback(PrinterCallback)  # stdout is for results
-    watch.reference = _reference(trainer, options)
-    if checkpoint is None:
-        trainer.evaluate()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with warnings.catch_warnings():
+        # trl 1.16 asks for names that transformers 5.24 has given new ones.
+        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
+        trainer = _trainer_class(GRPOTrainer)(
+            watch,
+            model=options.policy,
+            reward_funcs=watch,
+            processing_class=tokenizer,
+            train_dataset=_dataset(rows[: len(prompts)]),
+            eval_dataset=_dataset(rows[len(prompts) :]),
+            peft_config=_lora(options.lora_rank),
+            args=_settings(GRPOConfig, options, folder / CHECKPOINTS),
+            callbacks=[watch.callback()],
+        )
+        trainer.remove_callback(PrinterCallback)  # stdout is for results
+        watch.reference = _reference(trainer, options)
+        if checkpoint is None:
+            trainer.evaluate()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def next_token_kl(logits_LV: Tensor, reference_LV: Tensor, tokens_L: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,6 +260,44 @@ def _trainer_class(base: Any) -> Any:
             return batch
 
     return WatchedTrainer
+
+
+def _settings(config: Any, options: PolicyOptions, folder: Path) -> Any:
+    """TRL's settings of a run whose checkpoints go to a folder; what is not named is as TRL has it."""
+    on_cuda = options.device == "auto" and torch.cuda.is_available()
+    checkpointing = "gradient_checkpointing"  # the name that transformers gave up, and the new one
+    if "activation_checkpointing" in config.__dataclass_fields__:
+        checkpointing = "activation_checkpointing"
+    per_pass = options.measure_samples * max(1, options.pass_size // options.measure_samples)
+    return config(
+        output_dir=str(folder),
+        max_steps=options.steps,
+        per_device_train_batch_size=options.pass_size,
+        gradient_accumulation_steps=options.prompts_per_step * options.generations // options.pass_size,
+        per_device_eval_batch_size=per_pass,
+        num_generations=options.generations,
+        num_generations_eval=options.measure_samples,
+        max_completion_length=options.max_completion_tokens,
+        beta=options.beta,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="constant",
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        repetition_penalty=1.0,
+        disable_dropout=True,
+        use_cpu=options.device == "cpu",
+        bf16=on_cuda and torch.cuda.is_bf16_supported(),
+        **{checkpointing: on_cuda},
+        dataloader_pin_memory=on_cuda,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=options.save_every,
+        save_total_limit=2,
+        seed=options.seed,
+    )
 
 
 class _Watch:
