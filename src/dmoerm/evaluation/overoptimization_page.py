@@ -40,7 +40,7 @@ def overoptimization_sections(study: Overoptimization) -> list[Section]:
     if fitted:
         form = "Gold gain over the policy as it was, and R(d) = d (α − β log d), d = √KL (Gao, Schulman & Hilton 2022, arXiv 2210.10760)."
         sections.append(Curve("Gold gain and its fit", "√KL, √nats", "gold gain", fitted, form))
-    return [*sections, _figures(study), *_fits(study), *_training(study), *_answers(study), _provenance(study)]
+    return [*sections, *_figures(study), *_fits(study), *_training(study), *_answers(study), _provenance(study)]
 
 
 def _gold(study: Overoptimization) -> tuple[Series, ...]:
@@ -71,40 +71,33 @@ def _fitted(run: Run, fit: Fit) -> list[Series]:
     return [measured, Series(f"{run.name}: fit", tuple(grid), line)]
 
 
-def _figures(study: Overoptimization) -> Table:
-    columns = (
-        "reward",
-        "KL at the end",
-        "proxy, first → last",
-        "gold at the peak",
-        "step there",
-        "gold at the end",
-        "fall",
-        "draws that turn",
-        "tokens, first → last",
-        "failed, reward / gold",
-    )
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
+def _figures(study: Overoptimization) -> list[Section]:
+    gold: tuple[tuple[Cell, ...], ...] = tuple(
         (
             run.name,
             run.curve.points[-1].kl,
-            " → ".join("–" if value is None else f"{value:.3f}" for value in run.proxy),
             _measured(run.curve.peak.gold),
             int(run.curve.peak.setting),
             _measured(run.curve.points[-1].gold),
             _measured(run.curve.fall),
             run.curve.turns,
-            " → ".join(f"{value:.1f}" for value in run.length_tokens),
-            f"{run.proxy_failed} / {run.gold_failed} of {run.curve.responses}",
         )
         for run in study.runs
     )
-    caption = (
-        "Proxy here in the reward's own unit. Fall: gold at the end minus gold at the peak, the same step in every draw; as it was chosen "
-        "for being high, a small fall is expected by chance. Failed: measured completions without a reward or a gold score, which are left "
-        "out of the means."
+    gold_caption = (
+        "KL in nats a completion. Fall: gold at the end minus gold at the peak, the same step in every draw; as it was chosen for being high, "
+        "a small fall is expected by chance. Draws that turn: share of the draws of prompts that end below their own peak."
     )
-    return Table("Figures", columns, rows, caption)
+    answers: tuple[tuple[Cell, ...], ...] = tuple(
+        (run.name, *run.proxy, *run.length_tokens, run.curve.responses, run.proxy_failed, run.gold_failed) for run in study.runs
+    )
+    columns = ("reward", "proxy at first", "at last", "tokens at first", "at last", "measured completions", "without proxy", "without gold")
+    answer_caption = (
+        "Measured completions: means at the first and the last measurement, the proxy in its own unit; those without a proxy or a gold "
+        "score are left out of its means."
+    )
+    heads = ("reward", "KL at the end", "gold at the peak", "step there", "gold at the end", "fall", "draws that turn")
+    return [Table("Gold: peak and fall", heads, gold, gold_caption), Table("Answers", columns, answers, answer_caption)]
 
 
 def _fits(study: Overoptimization) -> list[Section]:

@@ -28,7 +28,8 @@ import os
 import shutil
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -205,9 +206,7 @@ def train_policy(
     checkpoint, start = _checkpoint(folder / CHECKPOINTS) if resume else (None, 0)
     watch = _Watch(options, conversations, judge, folder, progress)
     watch.begin(start if checkpoint is not None else None)
-    with warnings.catch_warnings():
-        # trl 1.16 asks for names that transformers 5.24 has given new ones.
-        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
+    with _quiet_trl():
         trainer = _trainer_class(GRPOTrainer)(
             watch,
             model=options.policy,
@@ -410,6 +409,21 @@ def _means(samples: Sequence[Sample]) -> dict[str, Any]:
         "proxy_failed": len(samples) - len(proxies),
         "gold_failed": len(samples) - len(golds),
     }
+
+
+@contextmanager
+def _quiet_trl() -> Iterator[None]:
+    """Without what trl says of old names in transformers, and of every completion that has no reward: those are counted in each row."""
+    logger = logging.getLogger("trl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # trl 1.16 asks for names that transformers 5.24 has given new ones.
+            warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 # --- the policy and its reference -------------------------------------------------------------------------------------------------------
