@@ -182,6 +182,15 @@ def test_gold_does_not_enter_training(finished, tiny_policy_folder, prompts, tmp
         assert {**row, "gold": None} == {**same, "gold": None}
 
 
+def test_a_report_has_a_chapter_of_the_runs(finished, tmp_path, capsys):
+    page = tmp_path / "all.html"
+    assert cli.main(["report", str(finished[0] / "overoptimization.json"), "--output", str(page)]) == cli.DONE
+    text = page.read_text(encoding="utf-8")
+    assert "Over-optimisation by RL" in text
+    assert "Gold gained by RL at its peak (step " in text
+    assert "RL: 4 prompts, fewer than 30; its intervals are too narrow." in text
+
+
 def test_figures_curves_and_page_agree(finished):
     folder, printed = finished
     study = json.loads((folder / "overoptimization.json").read_text(encoding="utf-8"))

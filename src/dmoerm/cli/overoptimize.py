@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.evaluation.overoptimization import overoptimize, read_prompt_sets, write_csv
     from dmoerm.evaluation.overoptimization_page import overoptimization_sections
     from dmoerm.evaluation.report import write_report
+    from dmoerm.evaluation.result_files import result_document
     from dmoerm.evaluation.scorers import open_scorer
     from dmoerm.training.policy import PolicyOptions, require_policy
 
@@ -99,14 +100,15 @@ def run(args: argparse.Namespace) -> int:
         meta=meta,
         progress=_progress(quiet=args.quiet),
     )
-    text = json.dumps(study.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+    document = result_document("overoptimization", study.as_dict())
+    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
     (args.output / "overoptimization.json").write_text(text + "\n", encoding="utf-8")
     write_csv(args.output / "curves.csv", study)
     page = write_report(
         args.output / "report.html", "Over-optimisation by RL", overoptimization_sections(study), subtitle=f"{args.policy}, {args.prompts}"
     )
     if args.json:
-        print_json(study.as_dict())
+        print_json(document)
     else:
         print(study.as_table())
         print(f"\nPage: {page}")

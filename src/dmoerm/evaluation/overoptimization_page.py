@@ -2,8 +2,8 @@
 
 import math
 
-from dmoerm.evaluation.gold_curves import Fit, Interval
-from dmoerm.evaluation.overoptimization import Overoptimization, Run
+from dmoerm.evaluation.gold_curves import Interval
+from dmoerm.evaluation.overoptimization import Overoptimization
 from dmoerm.evaluation.sections import Cell, Curve, Measured, Section, Series, Table, Text
 
 __all__ = ["overoptimization_sections"]
@@ -33,11 +33,9 @@ def overoptimization_sections(study: Overoptimization) -> list[Section]:
         Text("What is measured", lead),
         Curve("Gold against √KL", "√KL, √nats", "gold score", _gold(study), gold_caption),
     ]
-    proxies = tuple(found for run in study.runs if (found := _proxy(run)) is not None)
-    if proxies:
+    if proxies := _proxies(study):
         sections.append(Curve("Proxy against √KL", "√KL, √nats", "proxy reward, standard deviations", proxies, proxy_caption))
-    fitted = tuple(series for run in study.runs if run.curve.fit is not None for series in _fitted(run, run.curve.fit))
-    if fitted:
+    if fitted := _fitted(study):
         form = "Gold gain over the policy as it was, and R(d) = d (α − β log d), d = √KL (Gao, Schulman & Hilton 2022, arXiv 2210.10760)."
         sections.append(Curve("Gold gain and its fit", "√KL, √nats", "gold gain", fitted, form))
     return [*sections, *_figures(study), *_fits(study), *_training(study), *_answers(study), _provenance(study)]
@@ -51,24 +49,35 @@ def _gold(study: Overoptimization) -> tuple[Series, ...]:
             tuple(point.gold.value for point in run.curve.points),
             tuple(point.gold.low for point in run.curve.points),
             tuple(point.gold.high for point in run.curve.points),
+            style,
         )
-        for run in study.runs
+        for style, run in enumerate(study.runs)
     )
 
 
-def _proxy(run: Run) -> Series | None:
-    known = [(math.sqrt(point.kl), point.proxy) for point in run.curve.points if point.proxy is not None]
-    return Series(run.name, tuple(d for d, _ in known), tuple(proxy for _, proxy in known)) if known else None
+def _proxies(study: Overoptimization) -> tuple[Series, ...]:
+    series = []
+    for style, run in enumerate(study.runs):
+        known = [(math.sqrt(point.kl), point.proxy) for point in run.curve.points if point.proxy is not None]
+        if known:
+            distance, proxy = zip(*known, strict=True)
+            series.append(Series(run.name, distance, proxy, style=style))
+    return tuple(series)
 
 
-def _fitted(run: Run, fit: Fit) -> list[Series]:
-    points = run.curve.points
-    start = points[0].gold.value
-    farthest = max(math.sqrt(point.kl) for point in points)
-    grid = [farthest * index / (_FIT_POINTS - 1) for index in range(_FIT_POINTS)]
-    line = tuple(d * (fit.alpha.value - fit.beta.value * (math.log(d) if d > 0 else 0.0)) for d in grid)
-    measured = Series(run.name, tuple(math.sqrt(point.kl) for point in points), tuple(point.gold.value - start for point in points))
-    return [measured, Series(f"{run.name}: fit", tuple(grid), line)]
+def _fitted(study: Overoptimization) -> tuple[Series, ...]:
+    """The measured gains, and behind them the forms that were fitted, each with a look of its own."""
+    measured, forms = [], []
+    for style, run in enumerate(study.runs):
+        points, fit = run.curve.points, run.curve.fit
+        if fit is None:
+            continue
+        distance = tuple(math.sqrt(point.kl) for point in points)
+        measured.append(Series(run.name, distance, tuple(point.gold.value - points[0].gold.value for point in points), style=style))
+        grid = tuple(max(distance) * index / (_FIT_POINTS - 1) for index in range(_FIT_POINTS))
+        line = tuple(d * (fit.alpha.value - fit.beta.value * (math.log(d) if d > 0 else 0.0)) for d in grid)
+        forms.append(Series(f"{run.name}: fit", grid, line, style=style + len(study.runs)))
+    return (*measured, *forms)
 
 
 def _figures(study: Overoptimization) -> list[Section]:
@@ -85,8 +94,8 @@ def _figures(study: Overoptimization) -> list[Section]:
         for run in study.runs
     )
     gold_caption = (
-        "KL in nats a completion. Fall: gold at the end minus gold at the peak, the same step in every draw; as it was chosen for being high, "
-        "a small fall is expected by chance. Draws that turn: share of the draws of prompts that end below their own peak."
+        "KL in nats a completion. Fall: gold at the end minus gold at the peak, the same step in every draw; as it was chosen for being "
+        "high, a small fall is expected by chance. Draws that turn: share of the draws of prompts that end below their own peak."
     )
     answers: tuple[tuple[Cell, ...], ...] = tuple(
         (run.name, *run.proxy, *run.length_tokens, run.curve.responses, run.proxy_failed, run.gold_failed) for run in study.runs
@@ -129,10 +138,10 @@ def _training(study: Overoptimization) -> list[Section]:
         ("length_tokens", "Training: length", "tokens a completion"),
     ):
         series = []
-        for run in study.runs:
+        for style, run in enumerate(study.runs):
             known = [(float(row["step"]), float(row[key])) for row in run.steps if row.get(key) is not None]
             if known:
-                series.append(Series(run.name, tuple(step for step, _ in known), tuple(value for _, value in known)))
+                series.append(Series(run.name, tuple(step for step, _ in known), tuple(value for _, value in known), style=style))
         if series:
             sections.append(
                 Curve(title, "step", unit, tuple(series), "Over the completions that a step is made from, as in metrics.jsonl.")
