@@ -39,7 +39,7 @@ from dmoerm.records import Message, prompt_hash
 if TYPE_CHECKING:
     from dmoerm.training.policy import Judge, PolicyOptions
 
-__all__ = ["Answer", "Overoptimization", "PromptSets", "Run", "overoptimize", "read_prompt_sets", "write_csv"]
+__all__ = ["Answer", "Overoptimization", "PromptSets", "Run", "overoptimize", "read_prompt_sets", "study_runs", "write_csv"]
 
 Conversation = tuple[Message, ...]
 
@@ -255,7 +255,7 @@ def overoptimize(
                 resume=resume,
                 progress=lambda done, total, row, name=name: progress(name, done, total, row),  # type: ignore[misc]
             )
-    return _study(places, prompts, resampling or Resampling(), meta)
+    return study_runs(places, prompts, resampling or Resampling(), meta)
 
 
 def write_csv(path: str | os.PathLike[str], study: Overoptimization) -> Path:
@@ -324,7 +324,18 @@ def _prompt(row: Row) -> Conversation:
 # --- figures ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _study(folders: Mapping[str, Path], prompts: PromptSets, resampling: Resampling, meta: Mapping[str, Any]) -> Overoptimization:
+def study_runs(folders: Mapping[str, Path], prompts: PromptSets, resampling: Resampling, meta: Mapping[str, Any]) -> Overoptimization:
+    """All figures, from what runs have written down.
+
+    Args:
+        folders: of the runs by the name of their reward; the first is the reference of the differences.
+        prompts: of all runs.
+        resampling: how intervals are drawn.
+        meta: JSON-safe facts to keep with the result.
+
+    Raises:
+        DataError: no measured prompt has gold scores throughout.
+    """
     from dmoerm.training.policy import METRICS, SAMPLES, read_jsonl
 
     samples = {name: read_jsonl(place / SAMPLES) for name, place in folders.items()}
