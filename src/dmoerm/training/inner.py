@@ -726,10 +726,11 @@ def _evenly(comparisons: list[Comparison], most: int) -> list[Comparison]:
 
 
 def _plain_settings(value: object) -> object:
-    """Fields of a settings object that change a result: trackers do not, nor does computing activations twice."""
+    """Fields of a settings object that change a result: trackers do not, nor does computing activations twice, nor what is not set."""
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    return {name: entry for name, entry in asdict(value).items() if name not in {"report_to", "gradient_checkpointing"}}
+    skipped = {"report_to", "gradient_checkpointing", *(["steps"] if getattr(value, "steps", 0) is None else [])}
+    return {name: entry for name, entry in asdict(value).items() if name not in skipped}
 
 
 def _weighted(results: Sequence[EpochResult]) -> float:
