@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "disturbance": ("dmoerm.cli.disturbance", "train on categories apart and together, and see whether they disturb each other"),
     "probe": ("dmoerm.cli.probe", "see which empty, padded or manipulative answers a reward model puts above honest ones"),
     "best-of-n": ("dmoerm.cli.best_of_n", "show what a reward picks among many responses, and how good the picks really are"),
+    "overoptimize": ("dmoerm.cli.overoptimize", "train a policy against a reward by RL, and see what a gold reward says of it"),
     "report": ("dmoerm.cli.report", "put models and measurements on one page to send to a colleague"),
     "score": ("dmoerm.cli.score", "give every response of a file its reward"),
     "compare": ("dmoerm.cli.compare", "show which of some responses wins, and on which capability"),
