@@ -2,9 +2,13 @@
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from dmoerm.cli.main import DONE
 from dmoerm.cli.options import AGGREGATIONS, add_model
+
+if TYPE_CHECKING:
+    from dmoerm.modeling.reward_model import RewardModel
 
 __all__ = ["add_arguments", "run"]
 
@@ -31,9 +35,8 @@ def run(args: argparse.Namespace) -> int:
     import math
     from pathlib import Path
 
-    from dmoerm.cli.options import check_device, open_model
+    from dmoerm.cli.options import open_model
     from dmoerm.errors import ConfigError
-    from dmoerm.scoring.bulk import require_aggregation
     from dmoerm.serving.run import serve
     from dmoerm.serving.settings import Limits, ServerSettings, with_limits
 
@@ -49,15 +52,16 @@ def run(args: argparse.Namespace) -> int:
         aggregation=args.aggregation,
         limits=with_limits(Limits(), args.limit),
     )
-    check_device(args.device)
 
-    def load() -> "object":
+    def load() -> "RewardModel":  # in the server's own thread, so that it answers /health/live meanwhile
+        from dmoerm.scoring.bulk import require_aggregation
+
         model = open_model(args.model, args.device, args.backbone)
         if args.aggregation:
             require_aggregation(model, args.aggregation)
         return model
 
-    serve(load, settings, port=args.port, insecure=args.insecure)  # type: ignore[arg-type]
+    serve(load, settings, port=args.port, insecure=args.insecure)
     return DONE
 
 
