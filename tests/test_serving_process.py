@@ -137,7 +137,7 @@ def open_page(browser, server, width=1280, **context):
 def test_the_page_compares_by_keyboard_shows_hostile_text_as_text_and_survives_a_reload(browser, server, width):
     page = open_page(browser, server, width)
     shots = os.environ.get("DMOERM_SHOTS")
-    page.wait_for_function("document.getElementById('model').textContent.includes('tokens')")
+    page.locator("#model", has_text="tokens").wait_for()
     if shots:
         page.screenshot(path=f"{shots}/empty-{width}.png", full_page=True)
     page.focus("#prompt")
