@@ -2,10 +2,10 @@
 
     python benchmarks/serving.py MODEL [--seconds 60] [--clients 64] [--json FILE]
 
-The texts are the bundled sample's prompts with their responses. Offline: `score_many` in this process, before and after the server ran,
-the mean of both. Served: `dmoerm serve` in a process of its own, and that many clients on loopback that send one prompt with its responses, wait
-for the answer and send the next; the first tenth of the time is not counted. Overload: a second server whose line is short, and four times
-the clients; then single requests until one is answered. Memory: resident size of the serving process, each second.
+The texts are the bundled sample's prompts with their responses. Offline: `score_many` in this process, before and after the server
+ran, the mean of both. Served: `dmoerm serve` in a process of its own, and that many clients on loopback that send one prompt with its
+responses, wait for the answer and send the next; the first tenth of the time is not counted. Overload: a second server whose line is
+short, and four times the clients; then single requests until one is answered. Memory: resident size of the serving process, each second.
 """
 
 import argparse

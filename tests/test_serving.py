@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import json
+import re
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -236,6 +238,19 @@ def test_llama_factory_gets_scores(client, expected):
     texts = [CHAT.format(PROMPT, RESPONSE), CHAT.format(PROMPT, OTHER)]
     found = answer(client, "/v1/score/evaluation", {"model": "rm", "messages": texts, "max_length": 512})
     assert (found["object"], found["scores"]) == ("score.evaluation", near(expected))
+
+
+def test_every_line_of_curl_in_the_docs_is_answered(client):
+    text = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    template = re.search(r"^T='(.*)'$", text, re.MULTILINE)[1]
+    lines = re.findall(r"^curl \$H(\S+) .* -d '(.*)'$", text, re.MULTILINE)
+    assert {path for path, _ in lines} == {
+        "/get_reward", "/classify", "/pooling", "/score", "/v1/embeddings", "/predict", "/v1/score/evaluation"
+    }  # fmt: skip
+    assert len(lines) == 8
+    for path, body in lines:
+        reply = client.post(path, content=body.replace("'\"$T\"'", template), headers=JSON)
+        assert reply.status_code == 200, (path, reply.text)
 
 
 def test_a_response_that_cannot_be_scored_refuses_the_request_or_gets_what_the_operator_said(client, model):
