@@ -21,10 +21,12 @@ import time
 from collections import Counter
 from datetime import date
 from importlib.resources import files
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 MEMORY_SECONDS = 1.0
+OFFLINE_REQUESTS = 128
+"""In one call of `score_many`, so that batches are as full as bulk scoring makes them."""
 
 
 def sample():
@@ -40,11 +42,14 @@ def offline(model_name, rows, seconds):
 
     model = RewardModel.from_pretrained(model_name)
     requests = [ScoreRequest(as_messages(prompt), tuple(responses)) for prompt, responses in rows]
+    chunks = [requests[start : start + OFFLINE_REQUESTS] for start in range(0, len(requests), OFFLINE_REQUESTS)]
     model.score_many(requests[:16])
     done, begin = 0, time.monotonic()
-    while time.monotonic() - begin < seconds:
-        model.score_many(requests)
-        done += sum(len(request.responses) for request in requests)
+    for chunk in cycle(chunks):
+        model.score_many(chunk)
+        done += sum(len(request.responses) for request in chunk)
+        if time.monotonic() - begin > seconds:
+            break
     return done / (time.monotonic() - begin)
 
 

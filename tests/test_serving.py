@@ -384,6 +384,55 @@ def test_hostile_json_is_refused_by_name_and_not_echoed(client, body, message):
     assert message in json.dumps(error)
 
 
+POSTS = (
+    "/v1/reward",
+    "/v1/compare",
+    "/get_reward",
+    "/classify",
+    "/pooling",
+    "/score",
+    "/v1/embeddings",
+    "/predict",
+    "/v1/score/evaluation",
+)
+KEYS = (
+    "prompt responses category aggregation query prompts labels model input messages text queries documents inputs role content x".split()
+)
+
+
+@pytest.mark.slow
+@pytest.mark.faults("F32")
+@pytest.mark.parametrize("path", POSTS)
+def test_no_body_is_a_500(client, path):
+    """200 bodies a route out of the keys that routes know. The published schema was also run through schemathesis, by hand."""
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+
+    leaf = st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=True), st.text(max_size=20), st.just(CHAT.format("q", "a"))
+    )
+    value = st.recursive(
+        leaf, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4), max_leaves=8
+    )
+    texts = st.text(min_size=1, max_size=30)
+    likely = st.fixed_dictionaries(
+        {},
+        optional={
+            "prompt": texts, "responses": st.lists(texts, max_size=3), "query": st.lists(texts, max_size=3), 
+            "input": texts | st.lists(st.integers(0, 600)),
+            "text": texts, "messages": st.lists(texts, max_size=3), "queries": texts, "documents": st.lists(texts, max_size=3), 
+            "inputs": st.lists(st.lists(texts, max_size=3), max_size=3),
+        },
+    )  # fmt: skip
+
+    @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @given(st.dictionaries(st.sampled_from(KEYS), value, max_size=5) | value | likely)
+    def run(body):
+        assert client.post(path, content=json.dumps(body).encode("utf-8", "surrogatepass"), headers=JSON).status_code in (200, 422)
+
+    run()
+
+
 @pytest.mark.faults("F32")
 def test_too_much_is_refused_with_the_limit(client, model):
     status, error = raw(client, json.dumps({"prompt": "x", "responses": ["a"] * 10_000}))

@@ -11,7 +11,7 @@ A stock server puts one label through a sigmoid unless told otherwise; here rewa
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from dmoerm.records import Message
 from dmoerm.serving.problems import Problem
@@ -37,6 +37,8 @@ class _Activated(Body):
 class ClassifyRequest(_Activated):
     """Texts, token ids, or one conversation that ends with the response."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["input"]}, {"required": ["messages"]}]})
+
     input: Input | None = None
     messages: Conversation | None = None
     add_special_tokens: bool | None = Field(None, description="Not read: the model's own rendering adds what training had.")
@@ -57,6 +59,10 @@ class PoolingRequest(ClassifyRequest):
 
 class ScoreRequest(_Activated):
     """Prompts and responses apart, so nothing has to be split."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["queries", "documents"]}, {"required": ["text_1", "text_2"]}]},
+    )
 
     queries: Text | list[Text] | None = None
     documents: Text | list[Text] | None = None
