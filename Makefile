@@ -34,8 +34,9 @@ env: .venv/.done
 quickstart: env
 	$(BIN)/dmoerm quickstart --output quickstart --overwrite
 
+# A file of tests stays in one process, so what its tests share is made once.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: env
 	$(BIN)/ruff format --check

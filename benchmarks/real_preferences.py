@@ -4,7 +4,8 @@
 
 DIR holds alpaca_eval_pairs, capability_judgements, autoj_human_dev and prompt_categories (.jsonl.gz, each row with a `fold`).
 Folds 0–3 train and choose (choices are made inside train_inner, by cross-fitting); fold 4 and the human pairs test once. With --inner,
-folds 0–2 train and fold 3 tests: for choosing between recipes without touching the test. Every (authors, seed) run is kept under --work
+folds 0–2 train and fold 3 tests: for choosing between recipes without touching the test. With `--conditions held` only the models without a
+quarter of the authors are trained, and tested on pairs with one of those authors. Every (authors, seed) run is kept under --work
 as one JSON of rewards, so an interrupted run goes on where it stopped, and the table can be made again without training.
 
 Rows of the table
@@ -240,10 +241,9 @@ def table(
 ) -> tuple[str, list[dict[str, object]]]:
     """Markdown and records: agreement on test pairs, human pairs and unseen authors, with intervals and paired differences to `single`."""
     human = [c for c in data.human if c.has_preference]
-    columns: list[tuple[str, list[Comparison], Mapping[str, list[Rewards]]]] = [
-        ("pairs", data.test_pairs, runs),
-        ("human pairs", human, runs),
-    ]
+    columns: list[tuple[str, list[Comparison], Mapping[str, list[Rewards]]]] = []
+    if runs:
+        columns += [("pairs", data.test_pairs, runs), ("human pairs", human, runs)]
     if held is not None and held_runs:
         unseen = [c for c in held.test_pairs if held.held_authors & set(c.authors)]
         columns.append(("unseen authors", unseen, held_runs))
@@ -253,7 +253,7 @@ def table(
         "| model | " + " | ".join(f"{name} (n = {sum(len(list(c.pairs())) for c in cs)})" for name, cs, _ in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for model in runs:
+    for model in runs or held_runs:
         cells = []
         for name, comparisons, source in columns:
             scored = [[Scored(c, tuple(rewards[c.id])) for c in comparisons] for rewards in source[model]]
@@ -286,17 +286,18 @@ def table(
 def capability_value(runs: Mapping[str, list[Rewards]], data: Data, held: Data | None, held_runs: Mapping[str, list[Rewards]]) -> str:
     """What capability labels are worth: double-layer minus control, paired."""
     resampling = Resampling(seed=0, samples=2000, confidence=0.95)
+    sets: list[tuple[str, list[Comparison], Mapping[str, list[Rewards]]]] = []
+    if runs:
+        sets += [("pairs", data.test_pairs, runs), ("human pairs", [c for c in data.human if c.has_preference], runs)]
+    if held is not None and held_runs:
+        sets.append(("unseen authors", [c for c in held.test_pairs if held.held_authors & set(c.authors)], held_runs))
     lines = [
-        "| capability labels minus overall labels | pairs | human pairs |" + (" unseen authors |" if held_runs else ""),
-        "|---|---|---|" + ("---|" if held_runs else ""),
+        "| capability labels minus overall labels | " + " | ".join(name for name, _, _ in sets) + " |",
+        "|---" * (len(sets) + 1) + "|",
     ]
-    human = [c for c in data.human if c.has_preference]
     for name in ("mlp", "mean", "mean + task model"):
         cells = []
-        sets: list[tuple[list[Comparison], Mapping[str, list[Rewards]]]] = [(data.test_pairs, runs), (human, runs)]
-        if held is not None and held_runs:
-            sets.append(([c for c in held.test_pairs if held.held_authors & set(c.authors)], held_runs))
-        for comparisons, source in sets:
+        for _, comparisons, source in sets:
             ours, theirs = (
                 [[Scored(c, tuple(rewards[c.id])) for c in comparisons] for rewards in source[model]]
                 for model in (f"double-layer, {name}", f"control (overall labels), {name}")
@@ -362,9 +363,8 @@ def main(clock: Callable[[], float] = time.monotonic) -> None:
     data = load(args.data, inner=args.inner, without_authors=False)
     held = load(args.data, inner=args.inner, without_authors=True) if "held" in results else None
     runs, held_runs = results.get("all", {}), results.get("held", {})
-    if not runs:
-        raise SystemExit("the condition 'all' is needed for the table")
-    runs |= baselines(data)
+    if runs:
+        runs |= baselines(data)
     if held is not None:
         held_runs |= baselines(held)
     text, records = table(data, runs, held_runs, held)
@@ -374,17 +374,16 @@ def main(clock: Callable[[], float] = time.monotonic) -> None:
     )
     folds = "inner folds" if args.inner else "test folds"
     minutes = sum(seconds.values()) / 60
-    unseen = f" (unseen authors: {seeds['held']})" if held_runs else ""
+    trained = "; ".join(f"{condition}: seeds {seeds[condition]}" for condition in args.conditions)
     header = (
-        f"Date {date.today()}, {versions}. Recipe {recipe_hash(recipe)}, seeds {args.seeds}"
-        f"{unseen}, {folds}; "
+        f"Date {date.today()}, {versions}. Recipe {recipe_hash(recipe)}, {trained}; {folds}; "
         f"training {minutes:.0f} minutes in all. "
         "Brackets: 95 % bootstrap over prompts; in parentheses the paired difference to `single`."
     )
     page = f"# Real preferences\n\n{header}\n\n{text}\n\n{worth}\n"
     print(page)
     args.output.mkdir(parents=True, exist_ok=True)
-    stem = args.output / f"real_preferences{'_inner' if args.inner else ''}"
+    stem = args.output / f"real_preferences{'_inner' if args.inner else ''}{'' if runs else '_unseen_authors'}"
     stem.with_suffix(".md").write_text(page, encoding="utf-8")
     stem.with_suffix(".json").write_text(
         json.dumps({"header": header, "recipe": recipe.model_dump(mode="json"), "rows": records, "seconds": seconds}, indent=1) + "\n"

@@ -8,6 +8,8 @@ import os
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is first imported; no test may reach the network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process of tests for each core, and tiny models: more threads would only wait
 
 WORDS = """
 a able about above across act after again against age ago agree air all almost alone along already also although always am among an and

@@ -137,6 +137,15 @@ def test_check_json_counts_every_comparison_once(project, capsys):
     assert categories["objective_qa"]["train"] + categories["chitchat"]["train"] == categories["general"]["train"] == plan["train"]
 
 
+def test_check_shows_what_labelling_would_ask_where_a_judge_is_named(project, capsys):
+    assert json.loads(run(capsys, "check", project / "recipe.yaml", "--json"))["labeling"] is None
+    judge = ["--set", "labeling.model=judge", "--set", "labeling.canaries=false", "--set", "labeling.input_price=1000000"]
+    labels = json.loads(run(capsys, "check", project / "recipe.yaml", *judge, "--set", "labeling.output_price=0", "--json"))["labeling"]
+    assert labels["calls"] > labels["pairs"] > 0  # two orders, several points each
+    assert labels["cost"] == labels["input_tokens"]  # a dollar a token
+    assert f"labelling: {labels['pairs']} pairs, {labels['calls']} calls to judge" in run(capsys, "check", project / "recipe.yaml", *judge)
+
+
 def test_check_takes_overrides_and_leaves_with_1_on_bad_data(project, tmp_path, capsys):
     broken = write(tmp_path / "broken.jsonl", ['{"prompt": "a", "responses": ["x", ""], "ranks": [1, 2]}\n'])
     err = run(capsys, "check", project / "recipe.yaml", "--set", f"data.comparisons=[{broken}]", code=cli.FAILED)

@@ -304,6 +304,39 @@ def test_trunk_states_taken_in_two_steps_equal_those_of_one_pass():
     assert torch.equal(whole, in_steps)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("family", ["qwen3", "bert"])
+def test_a_pass_cut_into_rows_equals_the_whole_one(family, depth, side, monkeypatch):
+    backbone = with_adapters(plain_model(family), depth)
+    batch, start = padded(side), backbone.first_layer(depth)
+    monkeypatch.setattr("dmoerm.modeling.backbone.CPU_ARRAY_BYTES", 1)  # each row by itself
+    rows = []
+    real = backbone._run
+    monkeypatch.setattr(backbone, "_run", lambda part, run: rows.append(part["input_ids"].shape[0]) or real(part, run))
+    with torch.no_grad():
+        for pooling in ("mean", "last"):
+            asked = {"task": CATEGORY, "experts": CATEGORY, "pooling": pooling}
+            expected = reference(family, depth, family == "bert" and side == "left")[pooling]
+            assert_same(backbone.pooled(batch, **asked), expected)
+            assert_same(backbone.pooled(batch, **asked, start=start, hidden_BLD=backbone.trunk(batch, start, task=CATEGORY)), expected)
+    assert set(rows) == {1}
+    assert backbone.pooled(batch, experts=CATEGORY).requires_grad  # with gradients a batch stays whole
+    assert rows[-1] == len(ROWS)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_pass_is_cut_evenly_where_its_widest_array_would_be_too_large(half, monkeypatch):
+    backbone = with_adapters(plain_model("bert"), 1)
+    batch = {"attention_mask": torch.ones(7, 10, dtype=torch.long)}
+    a_row = 10 * K * backbone.model.config.intermediate_size * 4
+    monkeypatch.setattr("dmoerm.modeling.backbone.CPU_ARRAY_BYTES", 3 * a_row - 1)  # two rows in float32, five in bfloat16
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        cut = backbone._pieces(batch, CATEGORY, None)
+    expected = [slice(0, 3), slice(3, 7)] if half else [slice(0, 1), slice(1, 3), slice(3, 5), slice(5, 7)]
+    assert cut == expected
+
+
 def test_trunk_states_above_the_lowest_expert_are_refused():
     backbone = with_adapters(plain_model("qwen3"), 2)
     batch = padded("right")

@@ -143,6 +143,22 @@ def test_an_attempt_that_timed_out_or_was_lost_may_have_been_billed(tmp_path, ca
 
 
 @pytest.mark.faults("F14")
+def test_an_endpoint_that_nobody_reached_has_billed_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dmoerm.labeling.run._PATIENCE_S", 0.9)
+    monkeypatch.setattr("dmoerm.labeling.run._STREAK", 1)
+    with FakeOpenAI() as server:
+        address = server.base_url
+    # The server is gone, and nothing listens at its address.
+    labelled = project(tmp_path / "p", address, comparisons(1), canaries=False, **PRICES)
+    code, result = run(labelled, capsys)
+    assert code == 75
+    assert result["outcomes"].keys() == {"unreached"}
+    assert (result["cost"], result["unknown_usage"]) == (0.0, 0)
+    now = status(labelled, capsys)
+    assert (now["cost"], now["unknown_usage"]) == (0.0, 0)
+
+
+@pytest.mark.faults("F14")
 def test_a_limit_without_a_price_is_refused_and_a_dry_run_sends_nothing(tmp_path, capsys):
     with FakeOpenAI() as server:
         labelled = project(tmp_path / "p", server.base_url, comparisons(2))

@@ -142,7 +142,8 @@ def test_a_burst_of_refusals_shrinks_the_room_once_and_no_question_suffers(tmp_p
         ("redirect_elsewhere", "status 302: the endpoint redirects"),
     ],
 )
-def test_a_fatal_answer_ends_the_run_after_at_most_four_requests_and_never_shows_the_key(tmp_path, capsys, fault, shown):
+def test_a_fatal_answer_ends_the_run_after_at_most_four_requests_and_never_shows_the_key(tmp_path, capsys, monkeypatch, fault, shown):
+    monkeypatch.setattr("dmoerm.labeling.pace._OPENING_S", 3600.0)  # on a slow machine more would start before the first refusal is known
     with FakeOpenAI() as server:
         server.script(fault)
         labelled = project(tmp_path / "p", server.base_url, comparisons(20))
@@ -386,7 +387,10 @@ def test_an_outage_pauses_the_run_and_costs_no_question_its_tries(tmp_path, caps
     ("fault", "part"),
     [("response_format_unsupported", "response_format"), ("max_tokens_unsupported", "max_tokens"), ("logprobs_unsupported", "logprobs")],
 )
-def test_a_part_of_the_request_that_the_endpoint_does_not_take_is_left_out_and_no_question_is_lost(tmp_path, capsys, fault, part):
+def test_a_part_of_the_request_that_the_endpoint_does_not_take_is_left_out_and_no_question_is_lost(
+    tmp_path, capsys, monkeypatch, fault, part
+):
+    monkeypatch.setattr("dmoerm.labeling.pace._OPENING_S", 3600.0)
     with FakeOpenAI() as server:
         server.script(fault)
         labelled = project(tmp_path / "p", server.base_url, comparisons(4), soft=True)

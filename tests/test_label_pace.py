@@ -27,6 +27,80 @@ def test_it_starts_with_four_and_opens_fully_at_the_first_reply():
     assert Pace(2).room == 2
 
 
+def started(pace):
+    """Let one request start and end."""
+
+    async def act():
+        async with pace.slot(asyncio.Event()):
+            pass
+
+    asyncio.run(act())
+
+
+def test_from_the_first_request_on_it_opens_over_a_third_of_a_second():
+    clock = Clock()
+    pace = Pace(34, clock=clock)
+    clock.now = 200.0
+    assert pace.room == 4  # nothing was sent yet
+    started(pace)
+    assert pace.room == 4
+    clock.now = 200.115
+    assert pace.room == 15  # 4 + 30 * 0.115 / 0.3 = 15.5
+    clock.now = 200.31
+    assert pace.room == 34
+
+
+@pytest.mark.faults("F08")
+def test_a_failure_stops_the_opening_until_a_reply_comes():
+    clock = Clock()
+    pace = Pace(34, clock=clock)
+    started(pace)
+    clock.now = 100.115
+    pace.failed()
+    clock.now = 103.0
+    started(pace)
+    clock.now = 106.0
+    assert pace.room == 15
+    pace.succeeded()
+    assert pace.room == 34
+
+
+@pytest.mark.faults("F07")
+def test_a_refusal_stops_the_opening_for_good_and_takes_three_tenths_of_what_it_was():
+    clock = Clock()
+    pace = Pace(34, clock=clock)
+    started(pace)
+    clock.now = 100.115
+    pace.refused(started=100.0, wait_s=None)
+    assert pace.room == 10  # 15.5 * 0.7
+    clock.now = 103.0
+    pace.succeeded()
+    assert pace.room == 10
+
+
+def test_who_waits_is_let_in_as_it_opens():
+    async def act():
+        pace, stopping = Pace(40), asyncio.Event()
+        arrived = 0
+
+        async def one():
+            nonlocal arrived
+            async with pace.slot(stopping):
+                arrived += 1
+                await asyncio.sleep(10)
+
+        waiting = [asyncio.create_task(one()) for _ in range(40)]
+        await asyncio.sleep(0)
+        first = arrived
+        while arrived < 40:
+            await asyncio.sleep(0.01)
+        for task in waiting:
+            task.cancel()
+        return first
+
+    assert asyncio.run(asyncio.wait_for(act(), 5)) == 4
+
+
 @pytest.mark.faults("F07")
 def test_refusals_of_one_episode_shrink_the_room_once():
     clock = Clock()

@@ -5,13 +5,14 @@ import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmoerm.cli.main import DONE, FAILED
 from dmoerm.cli.options import print_json, read_recipe, terminal_colours
 
 if TYPE_CHECKING:
     from dmoerm.data.doctor import DoctorReport
+    from dmoerm.data.sources import RunData
     from dmoerm.recipe import Recipe
 
 __all__ = ["add_arguments", "run"]
@@ -70,15 +71,31 @@ def _check_files(args: argparse.Namespace) -> "DoctorReport":
 def _check_recipe(args: argparse.Namespace) -> "DoctorReport":
     from dmoerm.data.doctor import brief_text, examine_recipe
     from dmoerm.data.plan import plan_run
+    from dmoerm.data.sources import load_run_data
 
     recipe = read_recipe(args.paths[0], args.set)
-    plan = plan_run(recipe)
+    data = load_run_data(recipe)
+    plan = plan_run(recipe, data)
+    labels = _labelling(recipe, data)
     report = examine_recipe(recipe)
     if args.json:
-        print_json({**plan.as_dict(), "doctor": report.as_dict()})
+        print_json({**plan.as_dict(), "labeling": labels[0] if labels else None, "doctor": report.as_dict()})
     else:
-        print(plan.as_text(), brief_text(report, _command(recipe)), sep="\n\n")
+        print(plan.as_text(), *([f"labelling: {labels[1]}"] if labels else []), brief_text(report, _command(recipe)), sep="\n\n")
     return report
+
+
+def _labelling(recipe: "Recipe", data: "RunData") -> tuple[dict[str, Any], str] | None:
+    """What `dmoerm label` would still ask and what that costs, for --json and for people; None where no judge is named."""
+    from dmoerm.cli.label_text import estimate_dict, estimate_text
+    from dmoerm.labeling.costs import estimate_open
+    from dmoerm.labeling.plan import plan_labels
+
+    if recipe.labeling.model is None:
+        return None
+    labels = plan_labels(recipe, data)
+    estimate = estimate_open(labels)
+    return estimate_dict(labels, estimate), estimate_text(labels, estimate).replace("\n", "\n  ")
 
 
 def _command(recipe: "Recipe") -> str:

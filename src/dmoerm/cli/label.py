@@ -160,38 +160,15 @@ _NEXT = {
 
 
 def _dry_run(args: argparse.Namespace, plan: "LabelPlan") -> int:
-    from dmoerm.labeling.costs import estimate_rest
-    from dmoerm.labeling.store import Store
+    from dmoerm.cli.label_text import estimate_dict, estimate_text
+    from dmoerm.labeling.costs import estimate_open
 
-    path = plan.options.store
-    if path.is_file():
-        with Store(path, write=False) as store:
-            estimate = estimate_rest(plan, store)
-    else:
-        estimate = estimate_rest(plan, None)
+    estimate = estimate_open(plan)
     if args.json:
-        print_json(
-            {
-                "model": plan.settings.model,
-                "pairs": len(plan.pairs),
-                "calls": estimate.calls,
-                "answered": estimate.answered,
-                "input_tokens": estimate.input_tokens,
-                "output_tokens": estimate.output_tokens,
-                "cost": estimate.dollars,
-                "prices": None if plan.prices is None else plan.prices.source,
-                "left_out": dict(plan.left_out),
-            }
-        )
+        print_json(estimate_dict(plan, estimate))
         return DONE
     _say_left_out(plan)
-    calls = f"{estimate.calls:,} calls to {plan.settings.model} at {plan.settings.base_url}"
-    print(f"{len(plan.pairs):,} pairs, {calls}; {estimate.answered:,} questions are answered already")
-    print(f"about {estimate.input_tokens:,} input and {estimate.output_tokens:,} output tokens, estimated from the length of the texts")
-    if estimate.dollars is None or plan.prices is None:
-        print("cost unknown: set labeling.input_price and labeling.output_price (US dollars a million tokens)")
-    else:
-        print(f"about ${estimate.dollars:,.4g} at ${plan.prices.input:g} and ${plan.prices.output:g} a million ({plan.prices.source})")
+    print(estimate_text(plan, estimate))
     return DONE
 
 

@@ -1,12 +1,14 @@
 """What `dmoerm label` says: the line of progress, the end of a run, and where a plan stands."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dmoerm.labeling.costs import Estimate
+    from dmoerm.labeling.plan import LabelPlan
     from dmoerm.labeling.run import Progress, RunResult
     from dmoerm.labeling.status import LabelStatus
 
-__all__ = ["progress_text", "status_text", "summary_text"]
+__all__ = ["estimate_dict", "estimate_text", "progress_text", "status_text", "summary_text"]
 
 
 def progress_text(now: "Progress") -> str:
@@ -73,3 +75,34 @@ def status_text(status: "LabelStatus") -> str:
             f"  {name:<{width}}  {place.answered:>7,} of {place.planned:>7,}{f', {place.given_up} given up' if place.given_up else ''}"
         )
     return "\n".join(lines)
+
+
+def estimate_dict(plan: "LabelPlan", estimate: "Estimate") -> dict[str, Any]:
+    """What is left to ask, for --json."""
+    return {
+        "model": plan.settings.model,
+        "pairs": len(plan.pairs),
+        "calls": estimate.calls,
+        "answered": estimate.answered,
+        "input_tokens": estimate.input_tokens,
+        "output_tokens": estimate.output_tokens,
+        "cost": estimate.dollars,
+        "prices": None if plan.prices is None else plan.prices.source,
+        "left_out": dict(plan.left_out),
+    }
+
+
+def estimate_text(plan: "LabelPlan", estimate: "Estimate") -> str:
+    """The same in three lines."""
+    calls = f"{estimate.calls:,} calls to {plan.settings.model} at {plan.settings.base_url}"
+    cost = "cost unknown: set labeling.input_price and labeling.output_price (US dollars a million tokens)"
+    if estimate.dollars is not None and plan.prices is not None:
+        prices = f"${plan.prices.input:g} and ${plan.prices.output:g} a million ({plan.prices.source})"
+        cost = f"about ${estimate.dollars:,.4g} at {prices}"
+    return "\n".join(
+        [
+            f"{len(plan.pairs):,} pairs, {calls}; {estimate.answered:,} questions are answered already",
+            f"about {estimate.input_tokens:,} input and {estimate.output_tokens:,} output tokens, estimated from the length of the texts",
+            cost,
+        ]
+    )

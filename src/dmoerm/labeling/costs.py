@@ -13,13 +13,13 @@ from dmoerm.labeling.questions import Question
 from dmoerm.labeling.replies import RETRIED, Outcome, Usage
 from dmoerm.labeling.store import Store
 
-__all__ = ["MAYBE_BILLED", "Costs", "Estimate", "estimate_rest"]
+__all__ = ["MAYBE_BILLED", "Costs", "Estimate", "estimate_open", "estimate_rest"]
 
 _BYTES_A_TOKEN = 4
 """Of UTF-8 text under the tokenizers of current models: about four for English, three for Chinese."""
 _TOKENS_A_VERDICT, _TOKENS_A_REASON = 12, 40
 _ENOUGH = 20
-MAYBE_BILLED = frozenset({Outcome.UNDER_WAY, Outcome.UNREAD, Outcome.ANSWERED, *RETRIED})
+MAYBE_BILLED = frozenset({Outcome.UNDER_WAY, Outcome.UNREAD, Outcome.ANSWERED, *RETRIED} - {Outcome.UNREACHED})
 """Outcomes of attempts that may stand on the bill although no tokens were counted."""
 
 
@@ -125,6 +125,14 @@ class Costs:
         prompt = question.pair.comparison.prompt
         texts = (*question.shown, *(message.content for message in prompt), *(c.name + c.description for c in question.asked))
         return self._fixed_bytes + sum(len(text.encode()) for text in texts)
+
+
+def estimate_open(plan: LabelPlan) -> Estimate:
+    """What is left to ask, by the plan's own store where there is one; nothing is sent."""
+    if not plan.options.store.is_file():
+        return estimate_rest(plan, None)
+    with Store(plan.options.store, write=False) as store:
+        return estimate_rest(plan, store)
 
 
 def estimate_rest(plan: LabelPlan, store: Store | None) -> Estimate:

@@ -146,6 +146,7 @@ class Judge:
 
     def __init__(self, settings: JudgeSettings, template: Template, key: str, secret: bytes, *, timeout_s: float, connections: int) -> None:
         self.settings = settings
+        self._further = json.loads(settings.request)
         self._template = template
         self._key = key
         # As it is and as JSON may write it, where a slash may stand behind a backslash. Shorter ones are no secrets ("none").
@@ -228,8 +229,7 @@ class Judge:
             request["response_format"] = {"type": "json_object"}
         if settings.soft and "logprobs" not in self._left_out:
             request |= {"logprobs": True, "top_logprobs": 5}
-        further = json.loads(settings.request)
-        return request | ({"extra_body": further} if further else {})
+        return request | ({"extra_body": self._further} if self._further else {})
 
     def _failed(self, error: Any, request: Mapping[str, Any]) -> Exchange:
         """Class a response with a status of 3xx, 4xx or 5xx."""
@@ -276,7 +276,10 @@ class Judge:
         return frozenset(self._left_out)
 
     def _unreached(self, error: BaseException) -> Exchange:
-        return Exchange(Outcome.CONNECTION, detail=shortened(self._without_key(f"{type(error).__name__}: {error}")))
+        import httpx2
+
+        outcome = Outcome.UNREACHED if isinstance(error, httpx2.ConnectError) else Outcome.CONNECTION
+        return Exchange(outcome, detail=shortened(self._without_key(f"{type(error).__name__}: {error}")))
 
     def _named(self, headers: Mapping[str, str]) -> str | None:
         name = headers.get("x-request-id")

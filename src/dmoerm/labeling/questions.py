@@ -65,7 +65,7 @@ class AskedPair:
         return prompt_hash(self.comparison.prompt), digest(responses[self.first]), digest(responses[self.second])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Question:
     """One call: a pair in one presentation order, and the points that it is asked about."""
 
@@ -87,18 +87,18 @@ class Question:
         """Names of the points asked."""
         return tuple(criterion.name for criterion in self.asked)
 
-    @property
+    @cached_property
     def item(self) -> str:
         """32 hex digits over texts, order and names of the points, whoever judges them and however."""
         prompt, first, second = self.pair.texts
         return digest(prompt, *((second, first) if self.swapped else (first, second)), *sorted(self.names))[:32]
 
-    @property
+    @cached_property
     def criteria(self) -> str:
         """32 hex digits over names and descriptions of the points."""
         return digest(*(part for criterion in self.asked for part in (criterion.name, criterion.description)))[:32]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """32 hex digits over everything that changes the answer."""
         return digest(self.settings, self.item, self.criteria)[:32]

@@ -49,6 +49,9 @@ class Outcome(StrEnum):
     SERVER_ERROR = "server_error"
     TIMEOUT = "timeout"
     CONNECTION = "connection"
+    """The connection broke, with the request on its way or its reply."""
+    UNREACHED = "unreached"
+    """No connection came about: nothing was sent, so nothing was billed."""
     FATAL = "fatal"
     """No further question would fare better: key, model, quota, redirect."""
 
@@ -56,7 +59,7 @@ class Outcome(StrEnum):
 UNUSABLE = frozenset({Outcome.UNPARSED, Outcome.REFUSED, Outcome.TRUNCATED, Outcome.EMPTY, Outcome.BAD_REPLY})
 """Replies that give no verdict. They count against a question over all runs, `labeling.max_attempts` times."""
 
-RETRIED = UNUSABLE | {Outcome.SERVER_ERROR, Outcome.TIMEOUT, Outcome.CONNECTION}
+RETRIED = UNUSABLE | {Outcome.SERVER_ERROR, Outcome.TIMEOUT, Outcome.CONNECTION, Outcome.UNREACHED}
 """Outcomes after which a question is tried again. Those without a reply are the endpoint's: the next run begins to count them anew."""
 
 _MOST_TOKENS = 10**9

@@ -174,6 +174,7 @@ class _Run:
     def __init__(self, plan: LabelPlan, store: Store, judge: Judge, limits: Limits) -> None:
         self.plan, self.store, self.judge, self.limits = plan, store, judge, limits
         self.pace = Pace(plan.options.max_in_flight)
+        self._settings = asdict(plan.settings)
         self.cost = Costs(plan, store)
         self.tally = Tally()
         self._canaries = {id(pair) for pair in plan.canaries}
@@ -272,7 +273,7 @@ class _Run:
                     return None
                 self.sent += 1
                 account.enter_context(self.cost.under_way(question))
-                attempt = await self.store.begin(question, asdict(self.plan.settings))
+                attempt = await self.store.begin(question, self._settings)
                 if self.stopping.is_set() and self.ended != "limit":  # meanwhile; nothing has been sent yet
                     self.sent -= 1
                     await self.store.withdraw(attempt)
@@ -321,6 +322,7 @@ class _Run:
     def _refused(self, exchange: Exchange, started: float) -> int | None:
         """What an attempt without a reply means for the question and for the run."""
         outcome, options = exchange.outcome, self.plan.options
+        self.pace.failed()
         if exchange.hint is not None:
             return 0
         if outcome == Outcome.FATAL:

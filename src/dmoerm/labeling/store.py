@@ -90,6 +90,7 @@ class Store:
         self.path = path
         self._lock: IO[str] | None = None
         self._writer: _Writer | None = None
+        self._known_settings: set[str] = set()
         if not write and not path.is_file():
             raise LabelError(f"{path}: there are no answers yet. Run dmoerm label first")
         if write:
@@ -131,7 +132,11 @@ class Store:
         started = time.time()
 
         def write(connection: _Connection) -> int:
-            connection.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (question.settings, json.dumps(settings, sort_keys=True)))
+            if question.settings not in self._known_settings:  # in the thread that writes; should this fail, it writes nothing ever after
+                connection.execute(
+                    "INSERT OR IGNORE INTO settings VALUES (?, ?)", (question.settings, json.dumps(settings, sort_keys=True))
+                )
+                self._known_settings.add(question.settings)
             connection.execute("INSERT OR IGNORE INTO questions VALUES (?, ?, ?, ?, ?, ?)", row)
             cursor = connection.execute(
                 "INSERT INTO attempts (key, started, outcome, origin) VALUES (?, ?, ?, ?)",

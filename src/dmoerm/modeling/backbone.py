@@ -32,6 +32,10 @@ Pooling = Literal["mean", "spread", "last", "first"]
 SPREAD_POSITIONS = 32
 """Tokens that "spread" averages: nearly the mean of all, while the top layer runs at these positions alone."""
 
+CPU_ARRAY_BYTES = 2**25 - 2**12
+"""Above this size, less a header, the C library of Linux maps an array anew each time and the kernel clears its pages (glibc's
+M_MMAP_THRESHOLD): up to twice the time of a pass. On the CPU, passes without gradient are cut into rows that stay below it."""
+
 QUERY_VALUE_NAMES = (
     ("q_proj", "v_proj"),
     ("query", "value"),
@@ -161,7 +165,7 @@ class Backbone(nn.Module):
         source = resolve_source(name)
         try:
             raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+            AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"backbone {name}: no model found there ({str(error).splitlines()[0]}). Name a folder or a Hub id."
@@ -172,7 +176,7 @@ class Backbone(nn.Module):
                 "which makes some versions of transformers run code from the Hub (CVE-2026-4372). "
                 "Take the key out, or use another checkpoint."
             )
-        implementation = _default_attention(config) if attention == "auto" else attention
+        implementation = "sdpa" if attention == "auto" else attention
         try:
             model, info = AutoModel.from_pretrained(
                 source,
@@ -290,6 +294,17 @@ class Backbone(nn.Module):
             start: with `hidden_BLD`, the layer it enters; the layers below are skipped.
             hidden_BLD: what an earlier call gave for `start`.
         """
+        pieces = self._pieces(batch, None, None)
+        if len(pieces) > 1:
+            return torch.cat(
+                [
+                    self.trunk(
+                        {key: value[piece] for key, value in batch.items()}, stop, task=task, start=start,
+                        hidden_BLD=None if hidden_BLD is None else hidden_BLD[piece],
+                    )
+                    for piece in pieces
+                ]
+            )  # fmt: skip
         try:
             self._run(batch, Pass(start=start, hidden_BLD=hidden_BLD, stop=stop, task=task))
         except TrunkReachedError as reached:
@@ -322,6 +337,20 @@ class Backbone(nn.Module):
         """
         assert start == 0 or hidden_BLD is not None, "a pass that starts above the embeddings needs hidden states"
         pooling = pooling or self.pooling
+        pieces = self._pieces(batch, experts, members)
+        if len(pieces) > 1:
+            if experts is not None and (above := self.adapter_config[f"experts/{experts}"]["first_layer"]) > start:
+                start, hidden_BLD = above, self.trunk(batch, above, task=task, start=start, hidden_BLD=hidden_BLD)
+            return torch.cat(
+                [
+                    self.pooled(
+                        {key: value[piece] for key, value in batch.items()}, start=start,
+                        hidden_BLD=None if hidden_BLD is None else hidden_BLD[piece],
+                        task=task, experts=experts, members=members, pooling=pooling, shortcut=shortcut,
+                    )
+                    for piece in pieces
+                ]
+            )  # fmt: skip
         run = self._pass(task, experts, members, start=start, hidden_BLD=hidden_BLD)
         mask_BL = batch["attention_mask"].long()
         top: Any = self.layers[-1].layer
@@ -340,6 +369,21 @@ class Backbone(nn.Module):
         weights_BP1 = weights_BP.to(hidden.dtype).unsqueeze(-1)
         pooled_KBD = (hidden_KBLD * weights_BP1).sum(2) / weights_BP1.sum(1)
         return pooled_KBD.transpose(0, 1)
+
+    def _pieces(self, batch: Mapping[str, Tensor], experts: str | None, members: Tensor | None) -> list[slice]:
+        """The rows of a batch, cut where its widest array would be too large for the CPU; one piece where gradients are wanted."""
+        rows, length = batch["attention_mask"].shape
+        if self.device.type != "cpu" or torch.is_grad_enabled():
+            return [slice(0, rows)]
+        copies = 1
+        if experts is not None:
+            copies = self.adapter_config[f"experts/{experts}"]["copies"] if members is None else len(members)
+        config = self.model.config
+        half = torch.is_autocast_enabled("cpu") or self.model.dtype.itemsize == 2
+        token_bytes = copies * getattr(config, "intermediate_size", 4 * self.hidden_size) * (2 if half else 4)
+        most = max(1, CPU_ARRAY_BYTES // (length * token_bytes))
+        count = -(-rows // most)
+        return [slice(rows * piece // count, rows * (piece + 1) // count) for piece in range(count)]
 
     @property
     def shares_prefixes(self) -> bool:
@@ -482,12 +526,6 @@ def plain_path(path: str) -> str:
 def _default_pooling(model: PreTrainedModel) -> Pooling:
     causal = any(getattr(module, "is_causal", False) for module in model.modules())
     return "last" if causal else "mean"
-
-
-def _default_attention(config: Any) -> str:
-    # Eager beats sdpa for small encoders on a CPU that computes in bf16; in float32, and everywhere else, sdpa is faster and smaller.
-    is_small_encoder = config.model_type in {"bert", "roberta", "xlm-roberta", "electra"}
-    return "eager" if is_small_encoder and not torch.cuda.is_available() and cpu_computes_bf16() else "sdpa"
 
 
 def cpu_computes_bf16() -> bool:
