@@ -5,6 +5,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 from test_cli_verbs import FILLER, GOOD, POOR, RECIPE, TASKS, TAXONOMY, comparison_rows, run, write
@@ -209,6 +210,12 @@ def test_more_texts_and_seeds_leave_pieces_of_them_to_do(setting, finished):
     assert len([piece for piece in more if piece.seed == 1]) == len(CLI_CONTENDERS)
 
 
+def test_the_first_seed_comes_first_then_its_flips_then_further_seeds(setting, tmp_path):
+    asked = ContestPlan(models=("single",), seeds=(2, 5), flips=(0.4, 0.1), flip_seeds=(2,))
+    order = [(piece.flip, piece.seed) for piece in Contest(*setting, tmp_path, asked, quiet=True).pieces()]
+    assert order == [(0.0, 2), (0.1, 2), (0.4, 2), (0.0, 5)]
+
+
 def test_a_folder_of_another_recipe_or_data_is_refused_by_field(setting, finished):
     recipe, data = setting
     other = recipe.model_copy(update={"task_model": recipe.task_model.model_copy(update={"rank": 8})})
@@ -232,6 +239,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(setting, 
     trained = Pool("p", data.comparisons[0].prompt, ("a", "b"), (0.0, 1.0), (None, None))
     with pytest.raises(DataError, match="all 1 pools have prompts that are trained on"):
         Contest(recipe, data, tmp_path, plan(pools=(trained,)), quiet=True)
+    blind = tuple(replace(pool, gold=(None,) * 4) for pool in pools())
+    with pytest.raises(DataError, match="no response of the pools has a gold score"):
+        Contest(recipe, data, tmp_path, plan(pools=blind), quiet=True)
     with pytest.raises(ConfigError, match="seeds: 0, 0; each may be named once"):
         plan(seeds=(0, 0))
     with pytest.raises(DataError, match="no seed is finished"):

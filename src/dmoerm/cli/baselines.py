@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", metavar="SHARE", type=float, nargs="+", default=[], help="also train with this share of the preferences flipped: 0.1 0.25"
     )
+    parser.add_argument("--flip-seeds", metavar="N", type=int, nargs="+", help="seeds that are also trained with flips; default: all")
     parser.add_argument("--judgements", metavar="FILE", type=Path, nargs="+", default=[], help="verdicts of LLM judges on test comparisons")
     parser.add_argument("--pool", metavar="POOL", type=Path, help="pools with gold scores: best-of-n and the RL frontier of every row")
     parser.add_argument("--only", metavar="KEY=VALUE", action="append", default=[], help="use the pools with this value; may be repeated")
@@ -90,6 +91,7 @@ def _plan(args: argparse.Namespace, recipe: "Recipe", data: "RunData") -> "Conte
         models=tuple(name for name in CONTENDERS if name in (args.models or possible)),
         seeds=tuple(args.seeds),
         flips=tuple(args.flip),
+        flip_seeds=None if args.flip_seeds is None else tuple(args.flip_seeds),
         members=args.members,
         others=_others(args.others),
         pools=tuple(pools),

@@ -13,9 +13,10 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ class ContestPlan:
         models: names of `training.contenders.CONTENDERS`.
         seeds: of the trainings; the split is that of the recipe's own seed.
         flips: shares of the training preferences to flip; 0 is always measured.
+        flip_seeds: seeds that are also trained with flips; None is all of them.
         members: of the ensemble.
         others: models trained elsewhere, by name: a folder or Hub id each.
         pools: with gold scores, for best-of-n and the frontier; those whose prompt was trained on are left out.
@@ -67,6 +69,7 @@ class ContestPlan:
     models: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     flips: tuple[float, ...] = (0.0,)
+    flip_seeds: tuple[int, ...] | None = None
     members: int = 5
     others: Mapping[str, str] = field(default_factory=dict)
     pools: tuple[Pool, ...] = ()
@@ -124,8 +127,9 @@ class Contest:
         quiet: no progress on stderr.
 
     Raises:
-        ConfigError: the folder holds a contest on something else, a contender that the data cannot train, full fine-tuning.
-        DataError: nothing to test on, or no pool left.
+        ConfigError: the folder holds a contest on something else, a contender that the data cannot train, full fine-tuning, several
+            processes.
+        DataError: nothing to test on, no pool left, or no gold score in them.
         TrainingError: as `training.pipeline.prepare`.
     """
 
@@ -143,6 +147,8 @@ class Contest:
     ) -> None:
         from dmoerm.training.progress import RunLog
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("baselines are trained in one process; start without a launcher of several")
         self.recipe, self.data, self.folder, self.plan = recipe, data, folder, plan
         self.tests, self._judged = _with_judged(_main_tests(data, tests), judges or {})
         self._comparisons = list({c.id: c for comparisons in self.tests.values() for c in comparisons}.values())
@@ -164,18 +170,20 @@ class Contest:
 
     def pieces(self) -> list[Piece]:
         """All of them in order: models trained elsewhere, then the first seed without and with flips, then the further seeds."""
-        trained = [Piece(model, flip, seed) for seed in self.plan.seeds for flip in self.plan.shares for model in self.plan.models]
-        return [*(Piece(name) for name in self.plan.others), *trained]
+        flipped = self.plan.seeds if self.plan.flip_seeds is None else self.plan.flip_seeds
+        courses = [(flip, seed) for seed in self.plan.seeds for flip in self.plan.shares if not flip or seed in flipped]
+        return [*(Piece(name) for name in self.plan.others), *(Piece(model, *course) for course in courses for model in self.plan.models)]
 
     def pending(self) -> list[Piece]:
         """Those that are not finished."""
         return [piece for piece in self.pieces() if self._missing(piece)]
 
-    def run_all(self) -> None:
-        """Every pending piece, with the time left after each."""
+    def run_all(self, after: Callable[[Piece], None] = lambda piece: None) -> None:
+        """Every pending piece, with the time left after each; `after` is called with each that has ended."""
         for piece in (pending := self.pending()):
             self.log.say(f"{pending.index(piece) + 1} of {len(pending)} pieces: {piece}")
             self.run(piece)
+            after(piece)
             left = self.seconds_left()
             if left:
                 self.log.say(f"about {_clock(left)} left")
@@ -191,6 +199,11 @@ class Contest:
         write_json(self.folder / "pieces" / piece.file_name, self._read[piece])
         if piece.flip and not any((one.flip, one.seed) == (piece.flip, piece.seed) for one in self.pending()):
             shutil.rmtree(self._units(piece.flip, piece.seed or 0), ignore_errors=True)  # nothing will ask for these models again
+
+    @property
+    def device(self) -> str:
+        """Where the contenders are trained."""
+        return str(self._backbone.device)
 
     def seconds_left(self) -> float | None:
         """What the pending pieces will take: as pieces of the same model took, else as all did; None where nothing is known or left."""
@@ -493,6 +506,8 @@ def _unseen_pools(pools: Sequence[Pool], data: RunData) -> tuple[list[Pool], int
     kept = [pool for pool in pools if prompt_hash(pool.prompt) not in trained]
     if pools and not kept:
         raise DataError(f"all {len(pools)} pools have prompts that are trained on, so what is picked from them says nothing")
+    if kept and not any(score is not None for pool in kept for score in pool.gold):
+        raise DataError("no response of the pools has a gold score; name the key that holds it (--gold-column)")
     return kept, len(pools) - len(kept)
 
 
