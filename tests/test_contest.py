@@ -169,6 +169,15 @@ def test_flipped_preferences_change_what_is_learned_and_nothing_of_the_test(nois
     assert [path.name for path in (noisy[0] / "units").iterdir()] == ["flip-0-seed-0"]  # the others are not asked for again
 
 
+def test_heads_that_categories_share_see_the_same_preferences_as_the_rest(setting, noisy):
+    contest = Contest(*setting, noisy[0], ContestPlan(models=("single",), flips=(0.25,)), quiet=True)
+    clean, flipped = (contest._course_of(share, 0).work.everyone for share in (0.0, 0.25))
+    changed = [before.id for before, after in zip(clean.comparisons, flipped.comparisons, strict=True) if before.ranks != after.ranks]
+    assert len(changed) == math.floor(0.25 * len(setting[1].comparisons) + 0.5)
+    assert clean.key != flipped.key
+    assert flipped.heads == {}
+
+
 # --- pieces ---------------------------------------------------------------------------------------------------------------------------
 
 

@@ -167,6 +167,27 @@ def test_a_heat_cell_is_shaded_by_its_tenth():
     assert '<td class="number h0">\N{EN DASH}</td>' in page
 
 
+def test_counts_have_ticks_at_whole_numbers_only():
+    assert nice_scale([0, 1], whole=True).ticks == (0, 1)
+    assert nice_scale([0, 3], whole=True).ticks == (0, 1, 2, 3)
+    assert nice_scale([4, 4], whole=True).ticks == (3, 4, 5)
+    page = report_html("R", [Curve("Loss", "epoch", "nats", (Series("a", (0.0, 1.0), (0.5, 0.25)),))])
+    assert re.findall(r'text-anchor="middle">([^<]*)<', page) == ["0", "1"]
+
+
+def test_a_reward_keeps_its_look_where_others_are_left_out():
+    first = Curve("One", "x", "y", tuple(Series(name, (0.0,), (1.0,), style=place) for place, name in enumerate("abc")))
+    second = Curve("Two", "x", "y", (Series("c", (0.0,), (1.0,), style=2),))
+    one, two = (report_html("R", [curve]) for curve in (first, second))
+    marks = [[key for key in page.split("<li>") if "</svg>c</li>" in key] for page in (one, two)]
+    assert [key.split("</li>")[0] for (key,) in marks] == [marks[0][0].split("</li>")[0]] * 2
+
+
+def test_a_screen_reader_hears_the_ends_and_the_top_of_each_line_once_escaped():
+    page = report_html("R", [Curve("Gold", "KL", "gold & more", (Series("ours", (0.0, 1.0, 2.0), (0.25, 0.75, 0.5)),))])
+    assert 'aria-label="gold &amp; more against KL: ours from 0.25 at 0 to 0.5 at 2, highest 0.75 at 1.' in page
+
+
 def test_axes_end_at_round_numbers_around_all_values():
     assert nice_scale([0.52, 0.887, 0.5]).ticks == (0.5, 0.6, 0.7, 0.8, 0.9)
     assert nice_scale([-1.9, 1.2]).ticks == (-2.0, -1.0, 0.0, 1.0, 2.0)

@@ -36,6 +36,7 @@ __all__ = [
     "load_recipe",
     "recipe_hash",
     "recipe_taxonomy",
+    "run_folder",
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -305,6 +306,11 @@ class TrainingOptions(Section):
         description="With mean pooling, at how many positions of a row, drawn anew in every step, the top layer is computed in training; "
         "null: at all of them. Scoring takes the mean over all.",
     )
+    share_heads: bool = Field(
+        True,
+        description="Fit the first heads of a category near those of all categories together (task_model.fit_head, experts.fit_heads); "
+        "false: each category stands alone.",
+    )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         200, description="Optimizer steps between two stored states within an epoch, from which --resume goes on; 0: at the ends of epochs."
     )
@@ -413,6 +419,11 @@ def recipe_hash(recipe: Recipe) -> str:
     """
     values = json.dumps(recipe.model_dump(mode="json", exclude={"output", "labeling"}), sort_keys=True)
     return hashlib.sha256(values.encode()).hexdigest()[:12]
+
+
+def run_folder(output: Path) -> Path:
+    """Where the run that wrote the model at `output` keeps its resolved recipe, its metrics, its checkpoints and its evaluation."""
+    return output.with_name(f"{output.name}-run")
 
 
 def _paper_values() -> Iterator[tuple[str, str, Any]]:

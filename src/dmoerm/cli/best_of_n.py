@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.evaluation.pool_study import regime_of, study_pools, with_gold, write_csv
     from dmoerm.evaluation.pools import parse_filter, read_pools
     from dmoerm.evaluation.report import write_report
+    from dmoerm.evaluation.result_files import result_document
 
     resampling = Resampling(args.seed, args.bootstrap_samples)
     pools = read_pools(args.pool, gold_column=args.gold_column, only=parse_filter(args.only), limit=args.limit)
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     meta = {"models": ", ".join(args.models), "pool": str(args.pool), "only": ", ".join(args.only) or "all rows", "gold": _gold_name(args)}
     study = study_pools(pools, rewards, regime=args.regime, max_n=args.max_n, authors_from=authors, resampling=resampling, meta=meta)
     if args.json:
-        print_json(study.as_dict())
+        print_json(result_document("best_of_n", study.as_dict()))
     else:
         print(study.as_table())
     if args.html:

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("nothing to evaluate on; expected FILE … or --benchmark NAME")
     from dmoerm.evaluation.model_page import model_sections
     from dmoerm.evaluation.report import write_report
+    from dmoerm.evaluation.result_files import result_document
     from dmoerm.evaluation.run import evaluate_model, read_files
 
     comparisons, formats, notes = read_files(args.files, format=args.format, bad_rows=args.bad_rows)
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         progress=progress_line("scored", quiet=args.quiet),
     )
     if args.json:
-        print_json(report.as_dict())
+        print_json(result_document("agreement", report.as_dict()))
     else:
         print(report.as_table())
     if args.report:
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_benchmarks(args: argparse.Namespace) -> int:
     """Score each benchmark and print; 3 where a response could not be scored."""
     from dmoerm.evaluation.benchmarks.run import parse_requests, run_benchmarks
+    from dmoerm.evaluation.result_files import result_document
 
     unused = {"FILE": args.files, **{f"--{name.replace('_', '-')}": getattr(args, name) for name in _WITH_FILES}}
     unused["--format"] = args.format != "auto"
@@ -123,7 +125,7 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
         progress=progress_line("scored", quiet=args.quiet),
     )
     if args.json:
-        print_json({"benchmarks": [report.as_dict() for report in reports]})
+        print_json(result_document("benchmarks", {"benchmarks": [report.as_dict() for report in reports]}))
     else:
         print("\n\n".join(report.as_table() for report in reports))
     return PARTLY_DONE if any(report.n_failed for report in reports) else DONE

@@ -270,6 +270,7 @@ def _report(args: argparse.Namespace, paths: list[Path]) -> int:
     from dmoerm.errors import ConfigError
     from dmoerm.evaluation.label_page import format_sections, label_sections
     from dmoerm.evaluation.report import write_report
+    from dmoerm.evaluation.result_files import result_document
     from dmoerm.labeling.agreement import label_report
 
     recipes = [path for path in paths if path.suffix.lower() in (".yaml", ".yml")]
@@ -279,7 +280,7 @@ def _report(args: argparse.Namespace, paths: list[Path]) -> int:
     report = label_report(pairs, minimum_labels=minimum)
     formats = _formats(args, recipes)
     if args.json:
-        print_json(report.as_dict() | ({"formats": formats.as_dict()} if formats else {}))
+        print_json(result_document("labels", report.as_dict() | ({"formats": formats.as_dict()} if formats else {})))
     else:
         width, colour = shutil.get_terminal_size().columns, terminal_colours()
         print(report.as_text(width, colour=colour))

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.evaluation.probe_page import probe_sections
     from dmoerm.evaluation.probe_report import probe_texts, run_probes
     from dmoerm.evaluation.report import write_report
+    from dmoerm.evaluation.result_files import result_document
     from dmoerm.evaluation.run import read_files
     from dmoerm.evaluation.scorers import open_scorer
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         progress=progress_line("probed", quiet=args.quiet),
     )
     if args.json:
-        print_json(report.as_dict())
+        print_json(result_document("probes", report.as_dict()))
     else:
         print(report.as_table())
     if args.html:

@@ -85,7 +85,8 @@ def _loads(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON ({error.msg}: column {error.colno}).") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise DataError(f"not valid JSON ({error.msg}: {line}column {error.colno}).") from None
     except RecursionError:
         raise DataError(f"nested deeper than {MAX_DEPTH} levels.") from None
     except DataError:

@@ -33,8 +33,8 @@ def _selection(study: PoolStudy) -> list[Section]:
     )
     if study.regime == "samples":
         caption += " KL is the bound log n − (n − 1)/n, an upper one."
-    sections: list[Section] = [Curve("Gold under best-of-n", "KL, nats", "gold score", _series(study.best_of_n), caption)]
-    sections += _proxies("Proxy and gold under best-of-n", study.best_of_n)
+    sections: list[Section] = [Curve("Gold under best-of-n", "KL, nats", "gold score", _series(study, study.best_of_n), caption)]
+    sections += _proxies("Proxy and gold under best-of-n", study, study.best_of_n)
     return [*sections, _peaks("Best-of-n: peak and fall", "n", study.best_of_n), *_more("Best-of-n", study.best_of_n, study.reference)]
 
 
@@ -43,12 +43,17 @@ def _frontier(study: PoolStudy) -> list[Section]:
         "Mean gold score of the policy that has the highest mean reward of all with that KL: what perfect RL reaches. "
         f"One β for all prompts; bands: {_percent(study)} over prompts at the β of all of them."
     )
-    curve = Curve("Gold along the exact RL frontier", "KL, nats", "gold score", _series(study.frontier), caption)
-    proxies = _proxies("Proxy and gold along the frontier", study.frontier)
+    curve = Curve("Gold along the exact RL frontier", "KL, nats", "gold score", _series(study, study.frontier), caption)
+    proxies = _proxies("Proxy and gold along the frontier", study, study.frontier)
     return [curve, *proxies, _peaks("Frontier: peak and fall", "β", study.frontier), *_more("Frontier", study.frontier, study.reference)]
 
 
-def _series(curves: Sequence[GoldCurve]) -> tuple[Series, ...]:
+def _style(study: PoolStudy, name: str) -> int:
+    """A reward looks the same in every plot."""
+    return [row.name for row in study.best_of_n].index(name)
+
+
+def _series(study: PoolStudy, curves: Sequence[GoldCurve]) -> tuple[Series, ...]:
     return tuple(
         Series(
             row.name,
@@ -56,17 +61,19 @@ def _series(curves: Sequence[GoldCurve]) -> tuple[Series, ...]:
             tuple(point.gold.value for point in row.points),
             tuple(point.gold.low for point in row.points),
             tuple(point.gold.high for point in row.points),
+            _style(study, row.name),
         )
         for row in curves
     )
 
 
-def _proxies(title: str, curves: Sequence[GoldCurve]) -> list[Section]:
+def _proxies(title: str, study: PoolStudy, curves: Sequence[GoldCurve]) -> list[Section]:
     series = []
     for row in curves:
         known = [(point.proxy, point.gold.value) for point in row.points if point.proxy is not None]
         if known and row.name != "gold":
-            series.append(Series(row.name, tuple(proxy for proxy, _ in known), tuple(gold for _, gold in known)))
+            proxy, gold = zip(*known, strict=True)
+            series.append(Series(row.name, proxy, gold, style=_style(study, row.name)))
     caption = (
         "From left to right the reward is optimised harder. Proxy: the reward of what is picked, 0 for the policy as it is, in standard "
         "deviations within a prompt; each reward has its own unit, so compare shapes and not places."

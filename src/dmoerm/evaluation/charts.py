@@ -32,20 +32,22 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A polyline; `low` and `high`, where given, are drawn as a band around it."""
+    """A polyline; `low` and `high`, where given, are drawn as a band around it. Colour and dash are those of number `style`."""
 
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    style: int = 0
 
 
-def nice_scale(values: Sequence[float], *, wanted_ticks: int = 6) -> Scale:
+def nice_scale(values: Sequence[float], *, wanted_ticks: int = 6, whole: bool = False) -> Scale:
     """An axis over all values, ending at round numbers.
 
     Args:
         values: finite numbers; equal ones get room on both sides.
         wanted_ticks: about how many ticks, at least 2.
+        whole: ticks at whole numbers only, for what is counted.
 
     Returns:
         A scale whose first and last ticks are its ends.
@@ -57,11 +59,12 @@ def nice_scale(values: Sequence[float], *, wanted_ticks: int = 6) -> Scale:
         raise DataError(f"A chart got {len(values)} values, or one that is not finite; expected at least one, all finite.")
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)) or high == low:
-        room = abs(low) * 0.1 or 1.0
+        room = 1.0 if whole else abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
     raw_step = (high - low) / max(1, wanted_ticks - 1)
     magnitude = 10.0 ** math.floor(math.log10(raw_step))
     step = next(factor * magnitude for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * magnitude >= raw_step * 0.999)
+    step = math.ceil(step) if whole else step
     # A millionth of slack, so that 0.30000000000000004 does not ask for one more tick.
     first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
     ticks = tuple(round(number * step, 12) for number in range(first, last + 1))
@@ -96,7 +99,7 @@ def line_plot(lines: Sequence[Line], x_scale: Scale, y_scale: Scale, description
     """Lines with bands over a grid; the caller prints names and axis titles as text around it.
 
     Args:
-        lines: drawn in order, line i in colour and dash i.
+        lines: drawn in order.
         x_scale: horizontal axis.
         y_scale: vertical axis, its high end up.
         description: what a screen reader says; escaped here.
@@ -110,21 +113,21 @@ def line_plot(lines: Sequence[Line], x_scale: Scale, y_scale: Scale, description
             *(_vertical(x_scale.percent(tick), "grid") + _tick_below(tick, x_scale, "100%", "18") for tick in x_scale.ticks),
         ]
     )
-    shapes = "".join(_band(line, index, x_scale, y_scale) for index, line in enumerate(lines))
-    shapes += "".join(_polyline(line, index, x_scale, y_scale) for index, line in enumerate(lines))
+    shapes = "".join(_band(line, x_scale, y_scale) for line in lines)
+    shapes += "".join(_polyline(line, x_scale, y_scale) for line in lines)
     # Only shapes are stretched; text and dots outside this inner drawing keep their size.
     stretched = f'<svg width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none">{shapes}</svg>'
-    dots = "".join(_dots(line, index, x_scale, y_scale) for index, line in enumerate(lines))
+    dots = "".join(_dots(line, x_scale, y_scale) for line in lines)
     return f'<svg class="plot" role="img" aria-label="{escape(description)}">{grid}{stretched}{dots}</svg>'
 
 
-def legend_mark(index: int) -> str:
-    """The line style of line `index`, for a legend."""
-    return f'<svg class="mark" aria-hidden="true"><line x1="0" x2="100%" y1="50%" y2="50%" {_stroke(index)}/></svg>'
+def legend_mark(style: int) -> str:
+    """The look of lines of that style, for a legend."""
+    return f'<svg class="mark" aria-hidden="true"><line x1="0" x2="100%" y1="50%" y2="50%" {_stroke(style)}/></svg>'
 
 
-def _stroke(index: int) -> str:
-    return f'class="c{index % N_COLORS} stroke" stroke-dasharray="{_DASHES[index % len(_DASHES)]}"'
+def _stroke(style: int) -> str:
+    return f'class="c{style % N_COLORS} stroke" stroke-dasharray="{_DASHES[style % len(_DASHES)]}"'
 
 
 def _vertical(percent: float, kind: str) -> str:
@@ -153,21 +156,21 @@ def _points(x: Sequence[float], y: Sequence[float], x_scale: Scale, y_scale: Sca
     return " ".join(f"{x_scale.percent(x_value):.3f},{100.0 - y_scale.percent(y_value):.3f}" for x_value, y_value in pairs)
 
 
-def _band(line: Line, index: int, x_scale: Scale, y_scale: Scale) -> str:
+def _band(line: Line, x_scale: Scale, y_scale: Scale) -> str:
     if not line.low:
         return ""
     outline = _points([*line.x, *reversed(line.x)], [*line.low, *reversed(line.high)], x_scale, y_scale)
-    return f'<polygon class="c{index % N_COLORS} band" points="{outline}"/>'
+    return f'<polygon class="c{line.style % N_COLORS} band" points="{outline}"/>'
 
 
-def _polyline(line: Line, index: int, x_scale: Scale, y_scale: Scale) -> str:
-    return f'<polyline {_stroke(index)} points="{_points(line.x, line.y, x_scale, y_scale)}"/>'
+def _polyline(line: Line, x_scale: Scale, y_scale: Scale) -> str:
+    return f'<polyline {_stroke(line.style)} points="{_points(line.x, line.y, x_scale, y_scale)}"/>'
 
 
-def _dots(line: Line, index: int, x_scale: Scale, y_scale: Scale) -> str:
+def _dots(line: Line, x_scale: Scale, y_scale: Scale) -> str:
     if len(line.x) > 30:
         return ""
     return "".join(
-        f'<circle class="c{index % N_COLORS} fill" cx="{x_scale.percent(x):.2f}%" cy="{100.0 - y_scale.percent(y):.2f}%" r="3"/>'
+        f'<circle class="c{line.style % N_COLORS} fill" cx="{x_scale.percent(x):.2f}%" cy="{100.0 - y_scale.percent(y):.2f}%" r="3"/>'
         for x, y in zip(line.x, line.y, strict=True)
     )

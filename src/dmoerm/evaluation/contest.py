@@ -4,7 +4,7 @@ A piece is one contender (`training.contenders`) under one seed and one share of
 trained, gives its rewards to all texts (test comparisons and, where nothing is flipped, pools and probes), and is kept as one JSON, written
 in one step:
 
-    {"model": "ensemble", "flip": 0.0, "seed": 0, "seconds": 81.2, "rewards": {"test-4f0c…": {"ensemble/mean": [[0.3, -0.1], …], …}, …}}
+    {"model": "ensemble", "flip": 0.0, "seed": 0, "epochs": 1, "seconds": 81.2, "rewards": {"test-4f0c…": {"ensemble/mean": [[0.3, …], …]}}}
 
 The key of a group of texts hashes what they say. Figures are made from the pieces that are there (`contest_report`), at any time.
 """
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from dmoerm.evaluation.llm_judge import judge_scores
 from dmoerm.evaluation.pool_study import PoolStudy, study_pools
 from dmoerm.evaluation.pools import Pool, candidates_digest
 from dmoerm.evaluation.probe_report import ProbeReport, probe_texts, run_probes
-from dmoerm.evaluation.run import baseline_rows, write_json
+from dmoerm.evaluation.run import baselines_beside, write_json
 from dmoerm.evaluation.scorers import Candidates, Longest, Rewards, Scorer, open_scorer
 from dmoerm.labeling.judged import JudgedPair
 from dmoerm.recipe import Recipe, recipe_hash
@@ -195,7 +195,8 @@ class Contest:
         scored = self._score(piece, missing)
         rewards = {**stored.get("rewards", {}), **{self._keys[name]: found for name, found in scored.items()}}
         seconds = time.monotonic() - begin
-        self._read[piece] = {"model": piece.model, "flip": piece.flip, "seed": piece.seed, "seconds": seconds, "rewards": rewards}
+        epochs = None if piece.flip is None or piece.seed is None else self._course_of(piece.flip, piece.seed).epochs
+        self._read[piece] = {**asdict(piece), "epochs": epochs, "seconds": seconds, "rewards": rewards}
         write_json(self.folder / "pieces" / piece.file_name, self._read[piece])
         if piece.flip and not any((one.flip, one.seed) == (piece.flip, piece.seed) for one in self.pending()):
             shutil.rmtree(self._units(piece.flip, piece.seed or 0), ignore_errors=True)  # nothing will ask for these models again
@@ -231,6 +232,9 @@ class Contest:
         runs, notes = self._runs()
         seeds = {share: self._finished_seeds(share) for share in self.plan.shares}
         facts: dict[str, Any] = {"recipe": recipe_hash(self.recipe), "seeds": _listed(seeds[0.0]), "ensemble members": self.plan.members}
+        if seeds[0.0]:
+            epochs = [self._stored(Piece(self.plan.models[0], 0.0, seed)).get("epochs") for seed in seeds[0.0]]
+            facts["epochs of a task model on all comparisons, by seed"] = _listed(epochs)
         if self._trained_pools:
             facts["pools left out, their prompt was trained on"] = self._trained_pools
         return contest_report(
@@ -257,7 +261,7 @@ class Contest:
                 for row, rewards in self._rewards("test", share, seed).items():
                     found.setdefault(row, []).append(self._by_id(rewards))
             for seed in seeds if share else [0]:
-                scored, notes = baseline_rows(flip_preferences(self.data.comparisons, share, seed), self._comparisons, BASELINES)
+                scored, notes = baselines_beside(flip_preferences(self.data.comparisons, share, seed), self._comparisons, BASELINES)
                 for row, ones in scored.items():
                     found.setdefault(row, []).append({one.comparison.id: list(one.rewards) for one in ones})
             if share == 0.0:
@@ -414,9 +418,10 @@ class Contest:
                 backbone=self._backbone, renderer=self._renderer, state=RunState(None), keep=self.folder / "trunk",
             )  # fmt: skip
         if self._course is None or self._course[:2] != (flip, seed):
-            self._prepared.work.state = RunState(self._units(flip, seed), say=self.log.say)
+            state = RunState(self._units(flip, seed), say=self.log.say)
             recipe = self.recipe.model_copy(update={"seed": seed})
-            self._course = (flip, seed, Course(self._prepared, self.data, recipe, members=self.plan.members, flip=flip))
+            course = Course(self._prepared, self.data, recipe, members=self.plan.members, flip=flip, state=state)
+            self._course = (flip, seed, course)
         return self._course[2]
 
     def _require_contenders(self) -> None:

@@ -26,6 +26,7 @@ from dmoerm.evaluation.metrics import (
 from dmoerm.evaluation.pair_table import PairTable, Scored
 from dmoerm.evaluation.pool_study import PoolStudy, write_csv
 from dmoerm.evaluation.probe_report import ProbeReport
+from dmoerm.evaluation.result_files import result_document
 from dmoerm.evaluation.scorers import Rewards
 from dmoerm.records import Comparison
 
@@ -122,8 +123,7 @@ class ContestReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON knows."""
-        return {
-            "kind": "baselines",
+        figures = {
             "version": self.version,
             "reference": self.reference,
             **asdict(self.resampling),
@@ -134,6 +134,7 @@ class ContestReport:
             "seconds": dict(self.seconds),
             "meta": dict(self.meta),
         }
+        return result_document("baselines", figures)
 
     def as_table(self) -> str:
         """Plain text for a terminal."""

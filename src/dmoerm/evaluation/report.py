@@ -41,7 +41,9 @@ __all__ = [
     "Table",
     "Text",
     "agreement_sections",
+    "page_html",
     "report_html",
+    "write_page",
     "write_report",
 ]
 
@@ -61,8 +63,12 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     Raises:
         DataError: no sections.
     """
+    return write_page(path, report_html(title, sections, subtitle=subtitle))
+
+
+def write_page(path: str | os.PathLike[str], page: str) -> Path:
+    """Write a text in one step; an existing file is replaced, and its folder is made where missing."""
     target = Path(path)
-    page = report_html(title, sections, subtitle=subtitle)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".part")
     unfinished.write_text(page, encoding="utf-8", newline="\n")
@@ -78,8 +84,12 @@ def report_html(title: str, sections: Sequence[Section], *, subtitle: str = "") 
     """
     if not sections:
         raise DataError(f"Report {title!r} has no sections; expected at least one.")
+    return page_html(title, subtitle, "\n".join(section_html(section) for section in sections))
+
+
+def page_html(title: str, subtitle: str, body: str) -> str:
+    """The document around a body that is markup already; title and subtitle are plain text."""
     lead = f'<p class="lead">{text_html(subtitle)}</p>' if subtitle else ""
-    body = "\n".join(section_html(section) for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dmoerm.modeling.inner import Aggregation
     from dmoerm.modeling.reward_model import RewardModel
 
-__all__ = ["ModelReport", "Risk", "Routing", "baseline_rows", "evaluate_model", "read_files", "write_json"]
+__all__ = ["ModelReport", "Risk", "Routing", "baselines_beside", "evaluate_model", "read_files", "write_json"]
 
 Results = list[list[Reward | ScoreFailure]]
 
@@ -189,7 +189,7 @@ def evaluate_model(
         row: [Scored(c, tuple(map(_value, rewards))) for c, rewards in zip(named, found, strict=True)] for row, found in results.items()
     }
     models |= {f"judge/{name}": judge_scores(named, verdicts) for name, verdicts in (judges or {}).items()}
-    beside, notes = baseline_rows(training, named, baselines)
+    beside, notes = baselines_beside(training, named, baselines)
     report = evaluate_agreement({**models, **beside}, reference, seed, samples, confidence, {**(meta or {}), **notes})
     by_id = {c.id: tuple(rewards) for c, rewards in zip(named, results[main], strict=True)}
     table = PairTable.of(models[main])
@@ -265,7 +265,7 @@ def _judged_by(results: Sequence[Reward | ScoreFailure]) -> str | None:
     return next((result.category for result in results if isinstance(result, Reward)), None)
 
 
-def baseline_rows(
+def baselines_beside(
     training: Sequence[Comparison], comparisons: Sequence[Comparison], names: Iterable[str]
 ) -> tuple[dict[str, list[Scored]], dict[str, Any]]:
     """Scored baselines, and what to say about those that cannot be had."""

@@ -1,7 +1,7 @@
 """The parts a report page is made of, and the HTML of each.
 
 A section is a small dataclass of plain data; `section_html` turns it into markup. All text that came from outside is escaped, control
-characters are shown as a replacement sign, and each number of a chart also stands in a table.
+characters are shown as a replacement sign, and each number of a chart also stands in a table; `plot_numbers` gives the same in full.
 """
 
 import math
@@ -20,12 +20,16 @@ __all__ = [
     "Cell",
     "Curve",
     "Explanation",
+    "Folded",
+    "Headlines",
     "Heat",
     "Measured",
     "Section",
     "Series",
     "Table",
     "Text",
+    "Warnings",
+    "plot_numbers",
     "section_html",
     "text_html",
 ]
@@ -49,6 +53,32 @@ class Text:
 
     title: str
     paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Headlines:
+    """The figures to remember, large: each with what it is, and on what it was measured. A text stands where there is no single figure."""
+
+    title: str
+    rows: tuple[tuple[Measured | str, str, str], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warnings:
+    """What a reader must know before believing the figures; without texts, that there is nothing."""
+
+    title: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A long text that opens on a click, such as a recipe, in the lines that it has."""
+
+    title: str
+    summary: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +155,17 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One named line; `low` and `high` make a band where given."""
+    """One named line; `low` and `high` make a band where given.
+
+    `style` is the number of its colour and dash; None takes its place in the plot. Give it where one name stands in several plots.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    style: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +230,31 @@ class Explanation:
                 _require_finite(f"Explanation {self.title!r}", (reward.reward, reward.uncertainty, *reward.capabilities.values()))
 
 
-Section = Text | Table | Heat | Bars | Curve | Explanation
+Section = Text | Headlines | Warnings | Folded | Table | Heat | Bars | Curve | Explanation
 
 _QUIET = 7  # the colour of what should stand back; responses take turns with those before it
 
 
-def section_html(section: Section) -> str:
-    """The markup of a section, heading included."""
+def section_html(section: Section, *, level: int = 2, anchor: str = "", foot: str = "") -> str:
+    """The markup of a section, heading included.
+
+    Args:
+        section: what to show.
+        level: of the heading, 2 to 5.
+        anchor: where a link of the same page leads; letters and digits. "" for none.
+        foot: markup to put at its end.
+    """
     match section:
         case Text():
             body = "".join(f"<p>{text_html(paragraph)}</p>" for paragraph in section.paragraphs)
+        case Headlines():
+            body = _headlines(section) + _caption(section.caption)
+        case Warnings():
+            body = _warnings(section)
+        case Folded():
+            body = f'<details><summary>{text_html(section.summary)}</summary><pre tabindex="0">{text_html(section.text)}</pre></details>'
         case Table():
-            body = _table(section.columns, section.rows) + _caption(section.caption)
+            body = _table(section.columns, section.rows, section.title) + _caption(section.caption)
         case Heat():
             body = _heat(section) + _caption(section.caption)
         case Bars():
@@ -216,13 +263,41 @@ def section_html(section: Section) -> str:
             body = _curve(section)
         case Explanation():
             body = _explanation(section)
-    heading = f"<h2>{text_html(section.title)}</h2>" if section.title else ""
-    return f"<section>{heading}{body}</section>"
+    heading = f"<h{level}>{text_html(section.title)}</h{level}>" if section.title else ""
+    return f"<section{f' id={anchor}' if anchor else ''}>{heading}{body}{foot}</section>"
+
+
+def plot_numbers(section: Section) -> tuple[tuple[str, ...], list[tuple[str | float, ...]]] | None:
+    """Header and rows of all numbers that a plot draws, unrounded; "" where there is none. None for a section that is no plot."""
+    match section:
+        case Bars():
+            ends = [item.interval or ("", "") for item in section.bars]
+            rows: list[tuple[str | float, ...]] = [(item.label, item.value, *end) for item, end in zip(section.bars, ends, strict=True)]
+            return ("name", section.value_name, "low", "high"), rows
+        case Curve():
+            found: list[tuple[str | float, ...]] = []
+            for item in section.series:
+                bands: Sequence[tuple[str | float, str | float]] = (
+                    list(zip(item.low, item.high, strict=True)) if item.low else [("", "")] * len(item.x)
+                )
+                found += [(item.name, x, y, *band) for x, y, band in zip(item.x, item.y, bands, strict=True)]
+            return ("series", section.x_name, section.y_name, "low", "high"), found
+        case Heat():
+            cells = [(name, column, share) for name, shares in section.rows for column, share in zip(section.columns, shares, strict=True)]
+            return ("row", "column", "share", "low", "high"), [
+                (name, column, *(("", "", "") if share is None else (share.value, share.low, share.high))) for name, column, share in cells
+            ]
+        case _:
+            return None
 
 
 def text_html(text: str) -> str:
     """Text from outside, safe between tags and in quoted attributes; control characters and lone surrogates are replaced."""
-    return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text))
+    return escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _require_finite(where: str, values: Sequence[float]) -> None:
@@ -247,22 +322,43 @@ def _cell(value: Cell) -> str:
     return f'<td class="number">{text.replace("-", chr(0x2212))}</td>'
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def _headlines(section: Headlines) -> str:
+    items = ""
+    for value, what, on in section.rows:
+        figure = (
+            f'<strong>{_signed_text(value.value)}</strong> <span class="interval">{_interval_text((value.low, value.high))}</span>'
+            if isinstance(value, Measured)
+            else f'<strong class="text">{text_html(value)}</strong>'
+        )
+        items += f'<li><div class="figure">{figure}</div><div>{text_html(what)}</div><div class="quiet">{text_html(on)}</div></li>'
+    return f'<ul class="headlines">{items}</ul>'
+
+
+def _warnings(section: Warnings) -> str:
+    if not section.texts:
+        return "<p>None: enough prompts, nothing failed, nothing left out.</p>"
+    return f'<ul class="warnings">{"".join(f"<li>{text_html(text)}</li>" for text in section.texts)}</ul>'
+
+
+def _scroll(name: str, table: str) -> str:
+    """A box that scrolls sideways by itself, by finger, wheel or (it takes the focus) arrow keys."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{text_html(name or "table")}">{table}</div>'
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], name: str) -> str:
     numeric = [bool(rows) and all(not isinstance(row[index], str) for row in rows) for index in range(len(columns))]
     head = "".join(
         f'<th scope="col"{" class=number" if is_number else ""}>{text_html(name)}</th>'
         for name, is_number in zip(columns, numeric, strict=True)
     )
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return _scroll(name, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _heat(section: Heat) -> str:
     head = "".join(f'<th scope="col" class="number">{text_html(name)}</th>' for name in section.columns)
     body = "".join(f'<tr><td dir="auto">{text_html(name)}</td>{"".join(map(_heat_cell, shares))}</tr>' for name, shares in section.rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return _scroll(section.title, f'<table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>')
 
 
 def _heat_cell(share: Measured | None) -> str:
@@ -296,17 +392,29 @@ def _bar_row(item: Bar, scale: Scale, origin: float, color: int) -> str:
 
 
 def _curve(section: Curve) -> str:
-    x_scale = nice_scale([x for item in section.series for x in item.x])
+    every_x = [x for item in section.series for x in item.x]
+    x_scale = nice_scale(every_x, whole=all(x == round(x) for x in every_x))
     y_scale = nice_scale([y for item in section.series for y in (*item.y, *item.low, *item.high)])
-    lines = [Line(item.x, item.y, item.low, item.high) for item in section.series]
-    names = ", ".join(item.name for item in section.series)
-    plot = line_plot(lines, x_scale, y_scale, text_html(f"{section.y_name} against {section.x_name}: {names}"))
-    keys = "".join(f"<li>{legend_mark(index)}{text_html(item.name)}</li>" for index, item in enumerate(section.series))
+    styles = [index if item.style is None else item.style for index, item in enumerate(section.series)]
+    lines = [Line(item.x, item.y, item.low, item.high, style) for item, style in zip(section.series, styles, strict=True)]
+    plot = line_plot(lines, x_scale, y_scale, _printable(_curve_words(section)))
+    keys = "".join(f"<li>{legend_mark(style)}{text_html(item.name)}</li>" for item, style in zip(section.series, styles, strict=True))
     return (
         f'<figure><p class="axis-name">{text_html(section.y_name)}</p><div class="plot-box">{plot}</div>'
         f'<p class="axis-name below">{text_html(section.x_name)}</p><ul class="legend">{keys}</ul></figure>'
         f"{_caption(section.caption)}<details><summary>Numbers</summary>{_curve_table(section)}</details>"
     )
+
+
+def _curve_words(section: Curve) -> str:
+    """What a screen reader says of the plot: each line by its ends and its highest point."""
+    lines = []
+    for item in section.series:
+        top = max(range(len(item.y)), key=item.y.__getitem__)
+        ends = f"from {number_text(item.y[0])} at {number_text(item.x[0])} to {number_text(item.y[-1])} at {number_text(item.x[-1])}"
+        inside = f", highest {number_text(item.y[top])} at {number_text(item.x[top])}" if 0 < top < len(item.y) - 1 else ""
+        lines.append(f"{item.name} {ends}{inside}")
+    return f"{section.y_name} against {section.x_name}: {'; '.join(lines)}. All numbers are in the table below."
 
 
 def _curve_table(section: Curve) -> str:
@@ -317,7 +425,7 @@ def _curve_table(section: Curve) -> str:
         for index, (x, y) in enumerate(zip(item.x, item.y, strict=True)):
             band: list[Cell] = [item.low[index], item.high[index]] if item.low else [None, None]
             rows.append([item.name, number_text(x), y, *(band if has_band else [])])
-    return _table(columns, rows)
+    return _table(columns, rows, f"Numbers of {section.title}")
 
 
 def _letter(index: int) -> str:

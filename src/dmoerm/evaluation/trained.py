@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dmoerm.data.sources import RunData, load_run_data
+from dmoerm.evaluation.result_files import result_document
 from dmoerm.evaluation.run import ModelReport, evaluate_model, write_json
 from dmoerm.recipe import Recipe, recipe_hash
 
@@ -73,7 +74,7 @@ def _measured(result: "TrainResult", recipe: Recipe, progress: Callable[[int, in
     if not is_first_process() or not any(comparison.has_preference for comparison in result.test):
         return None
     report = evaluate_run(result.model, recipe, load_run_data(recipe), progress=progress)
-    write_json(run_folder(recipe.output) / "evaluation.json", report.as_dict())
+    write_json(run_folder(recipe.output) / "evaluation.json", result_document("agreement", report.as_dict()))
     return report
 
 

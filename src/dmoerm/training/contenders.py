@@ -31,9 +31,10 @@ from dmoerm.recipe import Recipe
 from dmoerm.records import OVERALL, Reward
 from dmoerm.taxonomy import GENERAL
 from dmoerm.training.baselines import train_ensemble, train_multi_head
+from dmoerm.training.checkpoints import RunState
 from dmoerm.training.inner import InnerResult, enough_labels, task_epochs
-from dmoerm.training.phase1 import task_items, task_vectors, train_task_model
-from dmoerm.training.pipeline import Prepared, assemble, inner_plan, train_inner_models, train_run_router, with_categories
+from dmoerm.training.phase1 import task_items, train_task_model
+from dmoerm.training.pipeline import Prepared, assemble, everyone_of, inner_plan, train_inner_models, train_run_router, with_categories
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
 from dmoerm.training.trainer import Item, restore
 
@@ -56,17 +57,24 @@ class Course:
         recipe: of the run; its seed is that of this course.
         members: of the ensemble.
         flip: share of the training preferences that are turned round (data/flips.py).
+        state: where finished phases of the double layer are kept; None keeps nothing.
 
     Raises:
         ConfigError: full fine-tuning, where nothing can share a backbone.
     """
 
-    def __init__(self, prepared: Prepared, data: RunData, recipe: Recipe, *, members: int = 5, flip: float = 0.0) -> None:
+    def __init__(
+        self, prepared: Prepared, data: RunData, recipe: Recipe, *, members: int = 5, flip: float = 0.0, state: RunState | None = None
+    ) -> None:
         if recipe.task_model.kind == "full":
             raise ConfigError("task_model.kind is full, and models that are compared share one backbone; set it to lora")
-        self.prepared, self.data, self.recipe, self.members = prepared, data, recipe, members
-        self.work, self.plan = prepared.work, inner_plan(recipe, prepared)
-        self._turned = {c.id: c for c in flip_preferences(data.comparisons, flip, recipe.seed)}
+        turned = {c.id: c for c in flip_preferences(data.comparisons, flip, recipe.seed)}
+        comparisons = [turned[c.id] for c in prepared.comparisons]
+        # Folds and preferences are this course's own, so heads that all categories share are fitted anew.
+        everyone = everyone_of(comparisons, prepared.labelled, recipe)
+        self.work = replace(prepared.work, state=state or RunState(None), everyone=everyone)
+        self.prepared = replace(prepared, work=self.work, comparisons=comparisons)
+        self.data, self.recipe, self.members, self.plan = data, recipe, members, inner_plan(recipe, prepared)
         self._inner: dict[str, InnerResult] | None = None
 
     @cached_property
@@ -78,7 +86,7 @@ class Course:
     def model(self) -> RewardModel:
         """The double-layer model."""
         prepared, recipe = self.prepared, self.recipe
-        comparisons = with_categories([self._turned[c.id] for c in prepared.comparisons], prepared, self.router)
+        comparisons = with_categories(prepared.comparisons, prepared, self.router)
         labelled = with_categories(prepared.labelled, prepared, self.router)
         self._inner = train_inner_models(prepared, comparisons, labelled, self.data.taxonomy, recipe)
         return assemble(prepared, self.router, self._inner, recipe, self.data, {})
@@ -88,12 +96,12 @@ class Course:
         """Passes of every task model that learns all comparisons: what the inner folds of the fallback choose."""
         if self._inner is not None:
             return int(self._inner[GENERAL].metrics["task_epochs"])
-        return task_epochs(self.work, GENERAL, [self._turned[c.id] for c in self.prepared.comparisons], self.plan)
+        return task_epochs(self.work, GENERAL, self.prepared.comparisons, self.plan)
 
     @cached_property
     def items(self) -> list[Item]:
         """Every comparison with its ranked pairs."""
-        chosen = [self._turned[c.id] for c in self.prepared.comparisons]
+        chosen = self.prepared.comparisons
         ranked = [(self.work.rows.of_comparison[c.id], [(pair.chosen, pair.rejected) for pair in c.pairs()]) for c in chosen]
         return task_items(ranked, [c.margin for c in chosen] if self.plan.task_shape.use_margin else None)
 
@@ -103,16 +111,6 @@ class Course:
         rows = self.work.rows.of_comparison
         verdicts = [(rows[c.id], [(n.preferred, n.other) for n in c.labels if n.capability == OVERALL]) for c in self.prepared.labelled]
         return task_items(verdicts)
-
-    @cached_property
-    def base_vectors(self) -> dict[int, Tensor]:
-        """Pooled vectors of the bare backbone, those of labelled rows included, for first heads."""
-        known = self.work.base_vectors
-        missing = sorted({row for c in self.prepared.labelled for row in self.work.rows.of_comparison[c.id]} - set(known))
-        if not missing:
-            return known
-        backbone, rows, states = self.prepared.backbone, self.work.rows, self.work.states
-        return known | task_vectors(backbone, rows, missing, task=None, states=states, bf16=self.work.bf16)
 
     # --- scoring ------------------------------------------------------------------------------------------------------------------------
 
@@ -183,7 +181,7 @@ def _task_model(course: Course, row: str, items: Sequence[Item]) -> Score:
     work, backbone, slot = course.work, course.prepared.backbone, f"#{row}"
     module, results = train_task_model(
         backbone, work.rows, slot, items, [], course.plan.task_shape, course.plan.task_settings,
-        base_vectors=course.base_vectors, states=work.states, stop_after=course.epochs, report=work.log.stepper(row),
+        base_vectors=work.base_vectors, states=work.states, stop_after=course.epochs, report=work.log.stepper(row),
     )  # fmt: skip
     restore(module, results[-1].weights)
     head_D = module.heads_KD.detach()[0].cpu()
@@ -195,7 +193,7 @@ def _ensemble(course: Course) -> Score:
     ensemble = train_ensemble(
         backbone, work.rows, "#ensemble", course.items, course.plan.task_shape,
         replace(settings, seed=settings.seed * course.members),  # courses of other seeds have other members
-        members=course.members, base_vectors=course.base_vectors, states=work.states, stop_after=course.epochs,
+        members=course.members, base_vectors=work.base_vectors, states=work.states, stop_after=course.epochs,
         report=work.log.stepper("ensemble"),
     )  # fmt: skip
 
@@ -213,7 +211,7 @@ def _multi_head(course: Course) -> Score:
     model = train_multi_head(
         backbone, work.rows, "#multi-head", course.items, [(work.rows.of_comparison[c.id], c.labels) for c in labelled],
         enough_labels(labelled, course.data.taxonomy.capability_names, plan.minimum_labels), plan.task_shape, plan.task_settings,
-        base_vectors=course.base_vectors, states=work.states, stop_after=course.epochs, report=work.log.stepper("multi-head"),
+        base_vectors=work.base_vectors, states=work.states, stop_after=course.epochs, report=work.log.stepper("multi-head"),
     )  # fmt: skip
     return lambda requests: course.rewards(["multi-head"], requests, _linear(backbone, model.slot, model.heads_KD[0]))
 

@@ -4,13 +4,16 @@ Cross-fitting: for each fold, phases 1 and 2 run on the other folds; the fold's 
 have not seen them. These vectors fit the aggregator, choose the number of epochs and calibrate the reward. The experts that are kept are
 trained once more on everything. The paper's schedule trains phase 1 on one part of the comparisons and phase 3 on the other instead.
 
+The first heads of a category are fitted near those that all categories together would get (`Workspace.everyone`): a few hundred comparisons
+of one kind say little about hundreds of features, and what makes a good response is much the same elsewhere.
+
 Fold models live in the same adapter slot one after the other; their weights wait on the CPU.
 """
 
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,19 +23,22 @@ from dmoerm.errors import ConfigError
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.records import Comparison
-from dmoerm.taxonomy import TASK_MEMBER
+from dmoerm.taxonomy import GENERAL, TASK_MEMBER
 from dmoerm.training.checkpoints import EpochResult, RunState, Unit, content_key
-from dmoerm.training.phase1 import TaskModelShape, task_items, task_vectors, train_task_model
+from dmoerm.training.phase1 import TaskModelShape, fit_head, task_items, task_vectors, train_task_model
 from dmoerm.training.phase2 import ExpertShape, expert_items, train_experts
 from dmoerm.training.phase3 import AggregatorSettings, FitReport, VectorSet, calibrate, fit_aggregator, set_statistics
 from dmoerm.training.progress import RunLog
 from dmoerm.training.rows import Rows, TrunkStates, member_vectors
 from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, best_epoch, restore
 
+LeftOut = int | Literal["holdout"] | None
+"""Which comparisons a fit must not see: those of a cross-fitting fold, those kept for phase 3, or none."""
+
 STATISTICS_COMPARISONS = 128
 """Comparisons over which the kept experts are standardised: more would move a mean by less than a tenth of a standard deviation."""
 
-__all__ = ["InnerPlan", "InnerResult", "Workspace", "change_experts", "enough_labels", "task_epochs", "train_inner"]
+__all__ = ["Everyone", "InnerPlan", "InnerResult", "Workspace", "change_experts", "enough_labels", "task_epochs", "train_inner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +71,36 @@ class InnerPlan:
 
 
 @dataclass(slots=True)
+class Everyone:
+    """The comparisons of a run, of all categories, and the heads that were fitted to them on the bare backbone's vectors.
+
+    Attributes:
+        comparisons: with an overall preference.
+        labelled: with capability labels.
+        key: hash of both.
+        heads: (D,) by what was left out (a fold, the holdout or nothing) and capability, or TASK_MEMBER for the overall preference.
+    """
+
+    comparisons: Sequence[Comparison]
+    labelled: Sequence[Comparison]
+    key: str
+    heads: dict[tuple[LeftOut, str], Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Workspace:
     """What all categories of a run share: the backbone, the rendered rows and their stored states.
 
     Attributes:
         backbone: bare, with one slot of adapters for each category trained so far.
         rows: every row of the run.
-        base_vectors: pooled vector of each comparison row under the bare backbone.
+        base_vectors: pooled vector of each row under the bare backbone.
         states: hidden states of the bare trunk below the task adapters, or None.
         bf16: mixed precision for everything that runs the backbone.
         log: where progress goes.
         state: where finished phases are kept.
         key: hash of what every phase starts from: the backbone's weights, precision, number of processes.
+        everyone: what first heads are fitted near; None: each category stands alone.
     """
 
     backbone: Backbone
@@ -87,6 +111,7 @@ class Workspace:
     log: RunLog
     state: RunState = field(default_factory=lambda: RunState(None))
     key: str = ""
+    everyone: Everyone | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +250,9 @@ class _Side:
 
     def split_schedule(self, comparisons: list[Comparison], labelled: list[Comparison]) -> InnerResult:
         first, third = self._halves(comparisons)
-        run = self._phase1(_Part(first, labelled), _Part(third, []), name="60 %")
+        run = self._phase1(_Part(first, labelled), _Part(third, []), name="60 %", left_out="holdout")
         task_epoch = len(run.task_results) - 1
-        self._phase2(run, _Part(first, labelled), _Part(), name="all")
+        self._phase2(run, _Part(first, labelled), _Part(), name="all", left_out="holdout")
         expert_epoch = len(run.expert_results) - 1 if self.experts else 0
         inner = self._inner(run, task_epoch, expert_epoch)
         folded = self._split(inner, run.backbone, third, task_epoch, expert_epoch, [run.task_results[-1]])
@@ -272,11 +297,14 @@ class _Side:
             (self._part(comparisons, labelled, fold_of, fold, inside=False), self._part(comparisons, labelled, fold_of, fold, inside=True))
             for fold in used
         ]
-        trained = [self._phase1(train, held, name=f"fold {index + 1} of {len(used)}") for index, (train, held) in enumerate(parts)]
+        names = [f"fold {index + 1} of {len(used)}" for index in range(len(used))]
+        trained = [
+            self._phase1(train, held, name=name, left_out=fold) for (train, held), name, fold in zip(parts, names, used, strict=True)
+        ]
         task_epoch = best_epoch([run.task_results for run in trained])
-        for index, (run, (train, held)) in enumerate(zip(trained, parts, strict=True)):
+        for run, (train, held), name, fold in zip(trained, parts, names, used, strict=True):
             self._load(run, task_epoch, None)
-            self._phase2(run, train, held, name=f"fold {index + 1} of {len(used)}")
+            self._phase2(run, train, held, name=name, left_out=fold)
         expert_epoch = best_epoch([run.expert_results for run in trained], least=1) if self.experts else 0
         pieces: list[tuple[InnerModel, Tensor, list[Comparison]]] = []
         for run, (_, held) in zip(trained, parts, strict=True):
@@ -336,7 +364,9 @@ class _Side:
         shape = replace(plan.expert_shape, task_member=False)
         items = expert_items([(work.rows.of_comparison[c.id], c.labels) for c in labelled], (capability,), task_member=False)
         task_weights = {path: (u.a_KRD, u.b_KOR) for path, u in backbone.adapters("task", self.category).items()}
-        unit = self._unit("phase2", f"only {capability}", items, [], shape, plan.expert_settings, epochs, head_D, task_weights)
+        everyone = self._everyone(wanted=shape.fit_heads)
+        depends_on = (shape, plan.expert_settings, epochs, head_D, task_weights, *_key(everyone, None))
+        unit = self._unit("phase2", f"only {capability}", items, [], *depends_on)
         module, results = train_experts(
             backbone,
             work.rows,
@@ -350,6 +380,7 @@ class _Side:
             task=self.task_slot,
             states=None if unit.finished else self._expert_states(backbone, labelled),
             vectors=lambda: self._task_vectors(backbone, labelled),
+            priors={} if unit.finished else self._priors(everyone, (capability,), None),
             unit=unit,
             stop_after=epochs,
             report=work.log.stepper(f"phase 2, {self.category}, {capability}"),
@@ -364,11 +395,14 @@ class _Side:
 
     # --- the steps ----------------------------------------------------------------------------------------------------------------
 
-    def _phase1(self, train: _Part, held: _Part, *, name: str, stop_after: int | None = None) -> _Trained:
+    def _phase1(self, train: _Part, held: _Part, *, name: str, left_out: LeftOut = None, stop_after: int | None = None) -> _Trained:
         work, plan = self.work, self.plan
         backbone = copy.deepcopy(work.backbone) if self.full else work.backbone
         items, held_items = (self._task_items(part.comparisons) for part in (train, held))
         states = None if self.full else work.states
+        everyone = self._everyone(wanted=plan.task_shape.fit_head)
+        depends_on = (plan.task_shape, plan.task_settings, stop_after, states is not None, *_key(everyone, left_out))
+        unit = self._unit("phase1", name, items, held_items, *depends_on)
         module, results = train_task_model(
             backbone,
             work.rows,
@@ -378,24 +412,27 @@ class _Side:
             plan.task_shape,
             plan.task_settings,
             base_vectors=work.base_vectors,
+            prior_D=None if everyone is None or unit.finished else self._shared_head(everyone, TASK_MEMBER, left_out),
             states=states,
-            unit=self._unit("phase1", name, items, held_items, plan.task_shape, plan.task_settings, stop_after, states is not None),
+            unit=unit,
             stop_after=stop_after,
             report=work.log.stepper(f"phase 1, {self.category}, {name}"),
         )
         self._tell("phase 1", name, results, len(train.comparisons))
         return _Trained(backbone, module, results)
 
-    def _phase2(self, run: _Trained, train: _Part, held: _Part, *, name: str, stop_after: int | None = None) -> None:
+    def _phase2(
+        self, run: _Trained, train: _Part, held: _Part, *, name: str, left_out: LeftOut = None, stop_after: int | None = None
+    ) -> None:
         if not self.experts:
             return
         work, plan = self.work, self.plan
         items, held_items = self._expert_items(train.labelled), self._expert_items(held.labelled, soft=False)
         head_D = run.task.heads_KD.detach()[0]
         task_weights = {name: parameter for name, parameter in run.task.named_parameters() if name in run.task_results[0].weights}
-        unit = self._unit(
-            "phase2", name, items, held_items, plan.expert_shape, plan.expert_settings, stop_after, self.experts, task_weights
-        )
+        everyone = self._everyone(wanted=plan.expert_shape.fit_heads)
+        depends_on = (plan.expert_shape, plan.expert_settings, stop_after, self.experts, task_weights, *_key(everyone, left_out))
+        unit = self._unit("phase2", name, items, held_items, *depends_on)
         run.experts, run.expert_results = train_experts(
             run.backbone,
             work.rows,
@@ -409,6 +446,7 @@ class _Side:
             task=self.task_slot,
             states=None if unit.finished else self._expert_states(run.backbone, [*train.labelled, *held.labelled]),
             vectors=lambda: self._task_vectors(run.backbone, train.labelled),
+            priors={} if unit.finished else self._priors(everyone, self.experts, left_out),
             unit=unit,
             stop_after=stop_after,
             report=work.log.stepper(f"phase 2, {self.category}, {name}"),
@@ -463,6 +501,40 @@ class _Side:
         settings = [_plain_settings(value) for value in depends_on]
         key = content_key(phase, self.category, self.work.key, rows, pairs, settings)
         return self.work.state.unit(f"{self.category}/{phase}-{part.replace(' ', '-')}", key)
+
+    # --- what all categories share ---------------------------------------------------------------------------------------------
+
+    def _everyone(self, *, wanted: bool) -> Everyone | None:
+        """What first heads are fitted near; None where that is not wanted, or no other category is there to learn from."""
+        everyone = self.work.everyone
+        alone = everyone is None or {c.category for c in everyone.comparisons} <= {self.category}
+        return None if alone or self.category == GENERAL or not wanted else everyone
+
+    def _shared_head(self, everyone: Everyone, member: str, left_out: LeftOut) -> Tensor | None:
+        """The head (D,) of TASK_MEMBER or a capability over all categories, prompts of `left_out` aside; None with too few labels."""
+        if (left_out, member) not in everyone.heads:
+            seen = [c for c in (everyone.comparisons if member == TASK_MEMBER else everyone.labelled) if not self._is_in(left_out, c)]
+            if member == TASK_MEMBER:
+                items, prior_D = self._task_items([c for c in seen if c.has_preference]), None
+            else:
+                rows = self.work.rows.of_comparison
+                items = expert_items([(rows[c.id], c.labels) for c in seen], (member,), task_member=False)
+                prior_D = self._shared_head(everyone, TASK_MEMBER, left_out)
+            if len(items) < (1 if member == TASK_MEMBER else self.plan.minimum_labels):
+                return None
+            everyone.heads[left_out, member] = fit_head(self.work.base_vectors, items, prior_D=prior_D)
+        return everyone.heads[left_out, member]
+
+    def _priors(self, everyone: Everyone | None, capabilities: Sequence[str], left_out: LeftOut) -> dict[str, Tensor]:
+        if everyone is None:
+            return {}
+        heads = {capability: self._shared_head(everyone, capability, left_out) for capability in capabilities}
+        return {capability: head_D for capability, head_D in heads.items() if head_D is not None}
+
+    def _is_in(self, left_out: LeftOut, comparison: Comparison) -> bool:
+        if left_out == "holdout":
+            return _in_holdout(comparison, self.plan)
+        return left_out is not None and split_of(comparison.prompt, self.plan.folds or 1, self.plan.seed) == left_out
 
     # --- small things -------------------------------------------------------------------------------------------------------------
 
@@ -652,6 +724,11 @@ class KeptAdapters:
                         update.b_KOR[index].copy_(self.one_expert[member][path][1])
 
 
+def _key(everyone: Everyone | None, left_out: LeftOut) -> tuple[object, ...]:
+    """What a stored phase depends on through shared heads."""
+    return () if everyone is None else (everyone.key, left_out)
+
+
 def _evenly(comparisons: list[Comparison], most: int) -> list[Comparison]:
     """At most `most` of them, at equal distance."""
     count = len(comparisons)
@@ -659,10 +736,11 @@ def _evenly(comparisons: list[Comparison], most: int) -> list[Comparison]:
 
 
 def _plain_settings(value: object) -> object:
-    """Fields of a settings object that change a result: trackers do not, nor does computing activations twice."""
+    """Fields of a settings object that change a result: trackers do not, nor does computing activations twice, nor what is not set."""
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    return {name: entry for name, entry in asdict(value).items() if name not in {"report_to", "gradient_checkpointing"}}
+    skipped = {"report_to", "gradient_checkpointing", *(["steps"] if getattr(value, "steps", 0) is None else [])}
+    return {name: entry for name, entry in asdict(value).items() if name not in skipped}
 
 
 def _weighted(results: Sequence[EpochResult]) -> float:

@@ -141,6 +141,7 @@ def train_task_model(
     *,
     base_vectors: dict[int, Tensor],
     states: TrunkStates | None,
+    prior_D: Tensor | None = None,
     unit: Unit | None = None,
     stop_after: int | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
@@ -157,6 +158,7 @@ def train_task_model(
         settings: optimisation.
         base_vectors: pooled vectors of the bare backbone by row, for the first head.
         states: trunk states that enter the adapter's lowest layer, or None.
+        prior_D: a head that the first one is fitted near, or None.
         unit: where the result is stored; one that is stored is taken as it is.
         stop_after: epochs to run of the schedule; None means all.
         report: called with (step, steps in all).
@@ -172,7 +174,7 @@ def train_task_model(
         learning = [parameter for update in backbone.adapters("task", category).values() for parameter in update.parameters()]
     first = torch.randn(backbone.hidden_size) / backbone.hidden_size
     if shape.fit_head and (unit is None or not unit.finished):
-        first = fit_head(base_vectors, items)
+        first = fit_head(base_vectors, items, prior_D=prior_D)
     head = nn.Parameter(first.unsqueeze(0).to(backbone.device))
     module = RankingModule(backbone, rows, head, task=category, experts=None, states=states)
     only_these_learn(module, [*learning, head])

@@ -22,11 +22,11 @@ from dmoerm.modeling.backbone import Backbone, cpu_computes_bf16, load_tokenizer
 from dmoerm.modeling.inner import InnerModel
 from dmoerm.modeling.reward_model import RewardModel, prompt_vectors
 from dmoerm.modeling.router import Router
-from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash
+from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash, run_folder
 from dmoerm.records import Comparison
 from dmoerm.taxonomy import GENERAL, Taxonomy
 from dmoerm.training.checkpoints import RUN_FILE, RunState, content_key
-from dmoerm.training.inner import InnerPlan, InnerResult, Workspace, train_inner
+from dmoerm.training.inner import Everyone, InnerPlan, InnerResult, Workspace, train_inner
 from dmoerm.training.phase1 import TaskModelShape, task_vectors
 from dmoerm.training.phase2 import ExpertShape
 from dmoerm.training.phase3 import AggregatorSettings
@@ -38,6 +38,7 @@ from dmoerm.training.trainer import PhaseSettings
 __all__ = [
     "Prepared",
     "TrainResult",
+    "everyone_of",
     "inner_plan",
     "load_backbone",
     "prepare",
@@ -265,11 +266,18 @@ def prepare(
             and TrunkStates.bytes_needed(rows, numbers, backbone.hidden_size, bf16=bf16) <= recipe.training.trunk_cache_mib * 2**20
         ):
             states = _trunk_states(backbone, renderer, rows, numbers, layer, bf16=bf16, keep=keep)
-    base_numbers = sorted({row for c in ranked for row in rows.of_comparison[c.id]})
-    vectors = task_vectors(backbone, rows, base_numbers, task=None, states=states, bf16=bf16)
+    vectors = task_vectors(backbone, rows, numbers, task=None, states=states, bf16=bf16)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     key = content_key(backbone.fingerprint(), processes, bf16, recipe.training.sampled_positions)
-    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state, key), ranked, labels)
+    everyone = everyone_of(ranked, labels, recipe)
+    return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state, key, everyone), ranked, labels)
+
+
+def everyone_of(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], recipe: Recipe) -> Everyone | None:
+    """What first heads are fitted near, no head fitted yet; None where the recipe lets each category stand alone."""
+    if not recipe.training.share_heads:
+        return None
+    return Everyone(comparisons, labelled, content_key([to_native(c) for c in [*comparisons, *labelled]]))
 
 
 def _trunk_states(
@@ -382,11 +390,6 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and cpu_computes_bf16()
-
-
-def run_folder(output: Path) -> Path:
-    """Where a run keeps its resolved recipe, its metrics, its checkpoints and its evaluation."""
-    return output.with_name(f"{output.name}-run")
 
 
 def is_first_process() -> bool:

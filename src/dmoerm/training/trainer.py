@@ -37,6 +37,7 @@ __all__ = [
     "only_these_learn",
     "restore",
     "run_phase",
+    "steps_of_a_pass",
     "train_classifier",
 ]
 
@@ -78,7 +79,11 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class PhaseSettings:
-    """How a phase is optimised; the recipe's section of that phase plus what all phases share."""
+    """How a phase is optimised; the recipe's section of that phase plus what all phases share.
+
+    `steps` given, the schedule is laid out for so many optimizer steps in place of `epochs`: items are passed over anew, each pass in
+    another order, until they are done, and all of it counts as one epoch.
+    """
 
     learning_rate: float
     epochs: int
@@ -91,6 +96,7 @@ class PhaseSettings:
     report_to: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
     max_gradient_norm: float = 1.0
+    steps: int | None = None
 
 
 class RankingModule(nn.Module):
@@ -295,7 +301,7 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
                 )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        epochs = max(1, round(args.num_train_epochs))
+        epochs = 1 if args.max_steps > 0 else max(1, round(args.num_train_epochs))
         self.report(state.global_step, state.max_steps * self.stop_after // epochs)
         self.module.step = state.global_step
         at_end = state.global_step % max(1, state.max_steps // epochs) == 0  # stored after the measurement instead
@@ -304,6 +310,8 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step < args.max_steps:
+            return  # a pass on the way to a number of steps
         epoch = len(self.results)
         self.take(epoch)
         if epoch >= self.stop_after:
@@ -357,7 +365,8 @@ def run_phase(
     if stored is not None:
         restore(module, stored[-1].weights)
         return stored
-    stop = settings.epochs if stop_after is None else stop_after
+    laid_out = settings.epochs if settings.steps is None else 1
+    stop = laid_out if stop_after is None else stop_after
     epochs = _Epochs(module, held_out, settings.bf16, stop, unit, report)
     epochs.take(0)
     # Items with the same set of labelled members come together, and within them those of like length.
@@ -403,6 +412,7 @@ def _train(
             per_device_train_batch_size=settings.comparisons_per_batch,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             num_train_epochs=settings.epochs,
+            max_steps=-1 if settings.steps is None else settings.steps,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             warmup_steps=_warmup_steps(len(examples), settings),
@@ -462,10 +472,15 @@ def refuse_split_weights(environment: Mapping[str, str]) -> None:
         )
 
 
+def steps_of_a_pass(count: int, settings: PhaseSettings) -> int:
+    """Optimizer steps that one pass over `count` comparisons takes in one process; a last batch may be short."""
+    batches = -(-count // settings.comparisons_per_batch)
+    return -(-batches // settings.gradient_accumulation_steps)
+
+
 def _warmup_steps(count: int, settings: PhaseSettings) -> int:
     """Whole steps of warm-up, rounded down: its first step has rate 0, which a run of a few steps cannot spare."""
-    batches = -(-count // settings.comparisons_per_batch)
-    steps = -(-batches // settings.gradient_accumulation_steps) * settings.epochs
+    steps = settings.steps if settings.steps is not None else steps_of_a_pass(count, settings) * settings.epochs
     return int(settings.warmup_fraction * steps)
 
 
