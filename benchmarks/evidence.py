@@ -162,7 +162,8 @@ def main() -> None:
         probe_prompts=args.probe,
     )
     folder = args.work / recipe_hash(recipe)
-    judge = {"LLM": read_judged(args.data / "capability_judgements.jsonl.gz")}
+    asked = {c.id for c in tests["judged pairs"]}  # the few judged pairs that are test pairs as well would make a table of their own
+    judge = {"LLM": [one for one in read_judged(args.data / "capability_judgements.jsonl.gz") if one.id in asked]}
     everything = [c for comparisons in tests.values() for c in comparisons]
     run(Contest(recipe, run_data(data, everything), folder / "all", plan, tests=tests, judges=judge), args, "evidence", "Evidence")
     if args.held_seeds:
