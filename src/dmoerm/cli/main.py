@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "add-category": ("dmoerm.cli.add_category", "give a trained model one more category"),
     "remove": ("dmoerm.cli.remove", "take a category or an expert out of a trained model"),
     "evaluate": ("dmoerm.cli.evaluate", "measure agreement with preferences, with intervals and baselines"),
+    "baselines": ("dmoerm.cli.baselines", "train all that the model has to beat and is made of, and show one table with intervals"),
     "disturbance": ("dmoerm.cli.disturbance", "train on categories apart and together, and see whether they disturb each other"),
     "probe": ("dmoerm.cli.probe", "see which empty, padded or manipulative answers a reward model puts above honest ones"),
     "best-of-n": ("dmoerm.cli.best_of_n", "show what a reward picks among many responses, and how good the picks really are"),
