@@ -1,7 +1,8 @@
 """Requests wait in one line, and one thread takes them to the model in micro-batches.
 
-What waits at the moment the model is free makes up the next batch, up to a budget of tokens: nothing is delayed to fill one. The line is
-bounded in tokens, so a wait is bounded too; who does not fit is told when to come back. A request whose client has gone is skipped.
+What waits at the moment the model is free makes up the next batch, up to a budget of tokens and about a second: nothing is delayed to
+fill one. The line is bounded in tokens, so a wait is bounded too; who does not fit is told when to come back. A request whose client has
+gone is skipped.
 
 The thread loads the model itself, so a server can answer that it lives before it is ready. When a pass raises an error, a known text is
 scored: if that works, the requests of the batch are tried one by one and only those that fail again are refused; if it does not, or the
@@ -36,6 +37,9 @@ __all__ = ["Results", "ScoringQueue", "estimated_tokens"]
 Results = list[list[Reward | ScoreFailure]]
 
 BYTES_A_TOKEN = 3
+BATCH_SECONDS = 1.0
+SMALLEST_BATCH_TOKENS = 2048
+"""On a slow machine a batch holds what takes about a second, but no less than this: smaller ones would be mostly padding."""
 REMEMBERED_ROUTES = 16_384
 STARTING_RATE = 2_000.0
 """Tokens a second, until the first batches have shown the true rate."""
@@ -258,7 +262,8 @@ class ScoringQueue:
                 return None
             batch: list[_Job] = []
             tokens = 0
-            while self._waiting and (not batch or tokens + self._waiting[0].tokens <= self.limits.batch_tokens):
+            budget = min(self.limits.batch_tokens, max(SMALLEST_BATCH_TOKENS, self._rate * BATCH_SECONDS))
+            while self._waiting and (not batch or tokens + self._waiting[0].tokens <= budget):
                 job = self._waiting.popleft()
                 if job.cancelled:
                     self._tokens -= job.tokens
