@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from make_artifact_fixture import FIXTURES
+from test_disturbance import RIGHT, scored, study_of
 from test_report import HOSTILE, tags_of
 
 from dmoerm.cli import main as cli
@@ -138,6 +139,8 @@ def results(tmp_path_factory):
     (folder / "benchmarks.json").write_text(printed(*bench_words), encoding="utf-8")
     study = result_document("overoptimization", policy_runs(tmp_path_factory.mktemp("runs")).as_dict())
     (folder / "rl.json").write_text(json.dumps(study), encoding="utf-8")
+    apart = study_of({name: scored(right) for name, right in RIGHT.items()}, left_out={"d": "too few"})
+    (folder / "apart.json").write_text(json.dumps(apart.as_dict()), encoding="utf-8")
     place_model(folder / "one", folder / "agreement.json", metadata={"recipe": "seed: 3\n", "recipe_hash": "abc"})
     return folder
 
@@ -182,6 +185,7 @@ def document(results, name):
 
 FILES = {
     "agreement": "agreement",
+    "disturbance": "apart",
     "best_of_n": "pool",
     "overoptimization": "rl",
     "probes": "probes",
@@ -303,12 +307,15 @@ def test_a_damaged_file_says_what_is_wrong_and_what_to_do(results, tmp_path, cha
 
 def test_figures_that_contradict_themselves_are_refused(results, tmp_path):
     agreement = document(results, "agreement")
-    pool = document(results, "pool")
+    pool, apart = document(results, "pool"), document(results, "apart")
     for name, broken, message in (
         ("agreement", {**agreement, "main": "model/none"}, "main: No row for model 'model/none'"),
         ("agreement", {**agreement, "samples": 5}, "bootstrap samples: 5; expected at least 100"),
         ("pool", {**pool, "best_of_n": []}, "best_of_n: no curve"),
         ("pool", {**pool, "regime": "some"}, "regime: input should be 'finite' or 'samples'"),
+        ("apart", {**apart, "cells": apart["cells"][1:]}, "no cell 'a', 'a'; rows: a, b, c"),
+        ("apart", {**apart, "outer_layer": apart["outer_layer"][1:]}, "outer_layer: lacks the difference to all categories"),
+        ("apart", {**apart, "seeds": []}, "seeds: empty"),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(broken), encoding="utf-8")
         with pytest.raises(DataError, match=message):
@@ -420,6 +427,11 @@ def test_the_summary_has_every_headline_with_its_interval_and_n(page, results):
     assert "<strong>\u22120.900</strong>" in summary
     assert "1 lines of metrics.jsonl cannot be read" in warnings
     assert "no rows of " in warnings  # most of RewardBench
+    # Alone is right in 5 of 6 test comparisons, all categories in 4; draws of six prompts leave that open.
+    assert "<strong>0.167</strong>" in summary
+    assert "6 pairs of 6 prompts, 1 training seed" in summary
+    assert "Disturbance: no disturbance is shown; the interval of alone minus all holds 0." in warnings
+    assert "Disturbance: d is left out (too few)." in warnings
 
 
 def test_the_recipe_stands_folded_with_version_seed_and_day(results, tmp_path):
@@ -481,6 +493,7 @@ def test_several_results_of_every_other_kind_stand_side_by_side(results, tmp_pat
     text = page.read_text(encoding="utf-8")
     tags_of(text)
     for title in (
+        "Disturbance of all results",
         "Best-of-n of all results",
         "RL of all results",
         "Probes of all models",
@@ -489,14 +502,12 @@ def test_several_results_of_every_other_kind_stand_side_by_side(results, tmp_pat
         "Agreement of all models",
     ):
         assert f">{title}</h4>" in text
-    assert text.count(">Side by side</h3>") == 6
+    assert text.count(">Side by side</h3>") == len(FILES)
 
 
 def test_text_from_results_is_escaped(results, tmp_path):
     hostile = HOSTILE.replace("\x00", "").replace("\ud800", "").replace("\x1b", "")
-    found = read_runs(
-        [str(results / name) for name in ("one", "probes.json", "pool.json", "labels.json", "benchmarks.json", "agreement.json")]
-    )
+    found = read_runs([str(results / name) for name in ("one", *(f"{name}.json" for name in FILES.values()))])
     runs = {
         kind: tuple(Run(f"{hostile}{n}", hostile, hostile, run.found) for n, run in enumerate(all_of))
         for kind, all_of in found.runs.items()
