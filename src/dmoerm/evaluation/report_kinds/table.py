@@ -4,6 +4,7 @@ A new one is a file beside this one, a row here, a test and a line of docs/repor
 """
 
 from dmoerm.evaluation.report_kinds.agreement import AGREEMENT
+from dmoerm.evaluation.report_kinds.baselines import BASELINES
 from dmoerm.evaluation.report_kinds.benchmarks import BENCHMARKING
 from dmoerm.evaluation.report_kinds.best_of_n import BEST_OF_N
 from dmoerm.evaluation.report_kinds.disturbance import DISTURBANCE
@@ -18,6 +19,7 @@ __all__ = ["KINDS"]
 KINDS: dict[str, ReportKind] = {
     "model": MODEL,
     "agreement": AGREEMENT,
+    "baselines": BASELINES,
     "benchmarks": BENCHMARKING,
     "disturbance": DISTURBANCE,
     "best_of_n": BEST_OF_N,
