@@ -516,7 +516,7 @@ def test_several_results_of_every_other_kind_stand_side_by_side(results, tmp_pat
     text = page.read_text(encoding="utf-8")
     tags_of(text)
     for title in (
-        "Agreement on main, all results",
+        "Agreement of every row, all results",
         "Disturbance of all results",
         "Best-of-n of all results",
         "RL of all results",

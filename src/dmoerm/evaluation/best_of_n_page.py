@@ -38,7 +38,7 @@ def _lead(study: PoolStudy) -> tuple[str, ...]:
 def _selection(study: PoolStudy, drawn: Sequence[str]) -> list[Section]:
     caption = (
         f"Mean gold score of what best-of-n picks, n = 1 to {study.best_of_n[0].points[-1].setting:,.0f}. "
-        f"{_bands(study, drawn)} over prompts. random: a reward that knows nothing; gold: the gold score as the reward."
+        f"{_bands(study, drawn)}. random: a reward that knows nothing; gold: the gold score as the reward."
     )
     if study.regime == "samples":
         caption += " KL is the bound log n − (n − 1)/n, an upper one."
@@ -52,7 +52,7 @@ def _selection(study: PoolStudy, drawn: Sequence[str]) -> list[Section]:
 def _frontier(study: PoolStudy, drawn: Sequence[str]) -> list[Section]:
     caption = (
         "Mean gold score of the policy that has the highest mean reward of all with that KL: what perfect RL reaches. "
-        f"One β for all prompts. {_bands(study, drawn)} over prompts at the β of all of them."
+        f"One β for all prompts. {_bands(study, drawn)}, at the β of all of them."
     )
     curve = Curve(
         "Gold along the exact RL frontier", "KL, nats", "gold score", _series(study.frontier, drawn), caption, len(drawn) <= _SHADED
@@ -63,8 +63,8 @@ def _frontier(study: PoolStudy, drawn: Sequence[str]) -> list[Section]:
 
 def _bands(study: PoolStudy, drawn: Sequence[str]) -> str:
     if len(drawn) <= _SHADED:
-        return f"Bands: {_percent(study)}"
-    return f"Low and high under Numbers, too many to draw: {_percent(study)}"
+        return f"Bands: {_percent(study)} over prompts"
+    return f"So many bands would hide each other; low and high under Numbers are {_percent(study)} over prompts"
 
 
 def _series(curves: Sequence[GoldCurve], drawn: Sequence[str]) -> tuple[Series, ...]:

@@ -12,6 +12,7 @@ from dmoerm.errors import DataError
 from dmoerm.evaluation.bootstrap import FEW_PROMPTS, Resampling
 from dmoerm.evaluation.contest_page import contest_parts, model_of
 from dmoerm.evaluation.contest_report import ContestReport, ContestRow
+from dmoerm.evaluation.metrics import Estimate
 from dmoerm.evaluation.report_kinds.best_of_n import pool_headlines, pool_warnings, read_study
 from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, Part, ReportKind, Run, few_prompts, owned, parsed
 from dmoerm.evaluation.report_kinds.probes import probe_headlines, probe_warnings, read_probes
@@ -153,16 +154,21 @@ def _warnings_of(report: ContestReport, test: str, name: str) -> Iterator[str]:
         yield f"{name}: {report.reference} is not above {', '.join(level)}; the interval of the difference reaches 0."
 
 
-def _together(runs: Sequence[Run]) -> Iterator[Section]:
-    for test in dict.fromkeys(test for run in runs for test in _tests(run.found)):
-        having = [(run, {row.model: row.agreement for row in _overall(run.found, test)}) for run in runs if test in _tests(run.found)]
-        heads = [f"{run.name} ({next(iter(found.values())).n_pairs:,} pairs)" for run, found in having]
-        rows = [
-            (model, tuple(Measured(one.value, one.low, one.high) if (one := found.get(model)) else None for _, found in having))
-            for model in dict.fromkeys(model for _, found in having for model in found)
-        ]
-        caption = "Results compare where their tests are the same. A dash: no such row."
-        yield Heat(f"Agreement on {test}, all results", tuple(heads), tuple(rows), caption)
+def _together(runs: Sequence[Run]) -> list[Section]:
+    """One table: columns of one test stand beside each other."""
+    tests = dict.fromkeys(test for run in runs for test in _tests(run.found))
+    columns = [(test, run, _agreements(run.found, test)) for test in tests for run in runs if test in _tests(run.found)]
+    heads = [f"{test}, {run.name} ({next(iter(found.values())).n_pairs:,} pairs)" for test, run, found in columns]
+    rows = [
+        (model, tuple(Measured(one.value, one.low, one.high) if (one := found.get(model)) else None for _, _, found in columns))
+        for model in dict.fromkeys(model for _, _, found in columns for model in found)
+    ]
+    caption = "Results compare where their tests are the same. A dash: no such row."
+    return [Heat("Agreement of every row, all results", tuple(heads), tuple(rows), caption)]
+
+
+def _agreements(report: ContestReport, test: str) -> dict[str, Estimate]:
+    return {row.model: row.agreement for row in _overall(report, test)}
 
 
 def _made(run: Run) -> Made:
