@@ -109,7 +109,7 @@ def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int) 
     So a text gets the same ids whether a tool asks for special tokens or not (`pipeline` does, TRL does not). It pads on the right and
     cuts on the left: the end of a response says more than the beginning of a long prompt.
     """
-    core = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]  # a Renderer takes fast tokenizers only
+    core = json.loads(tokenizer.backend_tokenizer.to_str())  # a Renderer takes fast tokenizers only
     stock = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps({**core, "post_processor": None, "truncation": None, "padding": None})),
         **tokenizer.special_tokens_map,
@@ -119,7 +119,7 @@ def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int) 
         truncation_side="left",
     )
     stock.chat_template = equal_template(tokenizer)
-    return stock  # type: ignore[no-any-return]
+    return stock
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: tuple[Message, ...], response: str) -> tuple[list[int], bool]:
@@ -149,7 +149,7 @@ def final_linear(model: nn.Module) -> nn.Linear:
     """
     found = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
     if not found:
-        raise ConfigError(f"{type(model).__name__} has no linear layer with one output; name another --backbone")
+        raise ConfigError(f"{type(model).__name__} has no linear layer with one output; name another --student-backbone")
     return found[-1]
 
 
@@ -189,7 +189,7 @@ def _classifier(config: PreTrainedConfig, name: str) -> PreTrainedModel:
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise ConfigError(
-            f"backbone {name}: transformers has no sequence classifier for {config.model_type!r}. Name another --backbone for the student"
+            f"backbone {name}: transformers has no sequence classifier for {config.model_type!r}. Name another --student-backbone"
         ) from error
     final_linear(model)
     model.config.architectures = [type(model).__name__]
@@ -201,15 +201,13 @@ def _load_body(model: PreTrainedModel, state: dict[str, Tensor], body: Backbone)
     try:
         missing, foreign = base.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a shape
-        raise ConfigError(
-            f"backbone {body.name}: {str(error).splitlines()[-1].strip()}. Name another --backbone for the student"
-        ) from error
+        raise ConfigError(f"backbone {body.name}: {str(error).splitlines()[-1].strip()}. Name another --student-backbone") from error
     added = f"encoder.layer.{len(body.layers)}." if model.config.model_type == "bert" else "pooler."
     left = [name for name in missing if not name.startswith(("pooler.", added))]
     if left or foreign:
         raise ConfigError(
             f"backbone {body.name}: {type(model).__name__} is not this backbone with a head (differing: {[*left, *foreign][:3]}). "
-            "Name another --backbone for the student"
+            "Name another --student-backbone"
         )
     if model.config.model_type == "bert":
         _mean_layer(base)

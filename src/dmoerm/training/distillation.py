@@ -8,8 +8,7 @@ The last linear layer is fitted first, in closed form under the same loss (ridge
 fitted); then everything learns, without dropout: the teacher's rewards carry no noise that would need it.
 
 Shapes: B rows, P prompts, D width of the last layer.
-Source: matching differences of rewards rather than rewards, as REBEL (arXiv 2404.16767) does for policies; Hinton et al. (arXiv 1503.02531)
-for learning from a teacher's outputs.
+Source: Hinton et al. (arXiv 1503.02531) for learning from a teacher's outputs; the split into differences and level is ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -234,7 +233,8 @@ def _solve(equations: Tensor, ridge: float, with_bias: bool) -> Tensor:
     width = gram.shape[0] - int(with_bias)
     penalty = torch.full((gram.shape[0],), ridge * float(gram.diagonal()[:width].mean()), dtype=gram.dtype)
     penalty[width:] = 1e-9
-    return torch.linalg.lstsq(gram + torch.diag(penalty), (x.T @ y)[:, None]).solution[:, 0]
+    solution: Tensor = torch.linalg.solve(gram + torch.diag(penalty), x.T @ y)
+    return solution
 
 
 def _squared_error(equations: Tensor, solution: Tensor) -> float:
