@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 from conftest import WORDS
@@ -254,7 +255,7 @@ def test_flags_of_another_target_are_refused(saved, tmp_path, capsys, flags, mes
 class FakeHub:
     """Stands in for `huggingface_hub.HfApi`: remembers what it was asked."""
 
-    calls: list = []
+    calls: ClassVar[list] = []
 
     def create_repo(self, name, *, private, exist_ok):
         from types import SimpleNamespace

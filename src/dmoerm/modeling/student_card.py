@@ -37,9 +37,9 @@ def _head(figures: Mapping[str, Any]) -> list[str]:
         "",
         "# Reward model, distilled into one sequence classifier",
         "",
-        f"`{figures['architecture']}` with one label, {figures['parameters'] / 1e6:.1f} M parameters: one plain forward pass gives the "
-        "reward of a response, higher is better. It has learned the rewards of a double-layer mixture-of-experts reward model and needs no "
-        "code but transformers. Compare rewards of responses to one prompt; a difference of 1 means odds of e to 1 as the teacher was calibrated.",
+        f"`{figures['architecture']}` with one label, {figures['parameters'] / 1e6:.1f} M parameters: one plain forward pass gives the reward",
+        "of a response, higher is better. It has learned the rewards of a double-layer mixture-of-experts reward model and needs no code",
+        "but transformers. Compare rewards of responses to one prompt; a difference of 1 means odds of e to 1 as the teacher was calibrated.",
         "",
         "Not in here: category, capability rewards, spread and uncertainty, which the teacher gives.",
         "",
@@ -85,10 +85,10 @@ def _taught(figures: Mapping[str, Any]) -> list[str]:
     return [
         "## How it was taught",
         "",
-        f"From {name}, {start}, on the teacher's rewards of {figures['train_responses']:,} responses to {figures['train_prompts']:,} "
-        f"prompts; no label was read. Loss: squared error of reward differences within a prompt, and {options['level_weight']:g} times that of the "
-        f"prompt's mean. {options['epochs']} epochs, peak learning rate {options['learning_rate']:g}, seed {options['seed']}. "
-        f"Made with dmoerm {figures['dmoerm_version']}.",
+        f"From {name}, {start}, on the teacher's rewards of {figures['train_responses']:,} responses to",
+        f"{figures['train_prompts']:,} prompts; no label was read. Loss: squared error of reward differences within a prompt, and",
+        f"{options['level_weight']:g} times that of the prompt's mean. {options['epochs']} epochs, peak learning rate",
+        f"{options['learning_rate']:g}, seed {options['seed']}. Made with dmoerm {figures['dmoerm_version']}.",
         "",
     ]
 
