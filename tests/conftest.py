@@ -143,6 +143,37 @@ def tiny_decoder_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_policy_folder(tmp_path_factory):
+    """A Qwen3 language model of hidden size 32 with 2 layers that says words at random, and the tokenizer of `tiny_chat_tokenizer`."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("policy") / "tiny-policy"
+    tokenizer = build_tokenizer(chat=True)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=3,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Qwen3ForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_classifier_folder(tmp_path_factory, tiny_decoder_folder):
     """A published reward model in small: a Qwen3 classifier with one label, on the tokenizer of `tiny_decoder_folder`. Read-only."""
     import torch

@@ -169,7 +169,8 @@ def test_the_batch_that_a_row_shares_never_moves_its_reward(model):
     company = [ScoreRequest(as_messages(f"question {n} " * (1 + n % 9)), ("long " * n, "short")) for n in range(1, 30)]
     mixed = model.score_many([*company, ScoreRequest(as_messages(PROMPT), (RESPONSES[0],))])[-1][0].reward
     small = model.score_many([*company, ScoreRequest(as_messages(PROMPT), (RESPONSES[0],))], max_tokens=60)[-1][0].reward
-    assert (mixed, small) == pytest.approx((alone, alone), abs=1e-5, rel=1e-5)
+    # Other shapes are added up in another order; the temperature of this hardly trained model multiplies what that moves.
+    assert (mixed, small) == pytest.approx((alone, alone), abs=1e-4, rel=1e-4)
 
 
 def test_a_response_that_cannot_be_scored_leaves_the_others_their_reward(model):

@@ -4,10 +4,12 @@ The scripts and the code run on a tiny model that the third script trains here.
 """
 
 import json
+import os
 import random
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,7 +70,9 @@ def trained(tiny_encoder_folder, tmp_path_factory):
 
 
 def test_every_example_is_run_here():
-    assert SCRIPTS == {"01_score.py", "02_compare.py", "03_train_from_python.py"}
+    assert SCRIPTS == {
+        "01_score.py", "02_compare.py", "03_train_from_python.py", "04_trl_grpo.py", "05_openrlhf_reward.py", "06_verl_reward.py"
+    }  # fmt: skip
 
 
 def test_training_from_python_writes_a_model_with_experts(trained):
@@ -90,6 +94,45 @@ def test_compare_ranks_three_responses_and_the_winner_is_at_least_as_likely(trai
     assert sorted(ranking.group(1, 3, 5)) == ["A", "B", "C"]
     assert float(ranking.group(2)) >= float(ranking.group(4)) >= float(ranking.group(6))
     assert float(re.search(r"with probability (\d\.\d\d)", printed).group(1)) >= 0.5
+
+
+@pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")  # trl 1.16 under transformers 5.24
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning")
+def test_grpo_logs_the_reward_or_the_weighted_capabilities(trained, tiny_policy_folder, monkeypatch, capsys):
+    pytest.importorskip("trl")
+    printed = run_example("04_trl_grpo.py", [trained, tiny_policy_folder], monkeypatch, capsys)
+    steps = re.findall(r"^step (\d): .*rewards/dmoerm/mean -?\d+\.\d+.*dmoerm/uncertainty \d", printed, re.MULTILINE)
+    assert steps == ["1", "2"]
+    printed = run_example("04_trl_grpo.py", [trained, tiny_policy_folder, "correctness=0.5"], monkeypatch, capsys)
+    assert re.search(r"^step 2: rewards/correctness/mean -?\d", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["05_openrlhf_reward.py", "06_verl_reward.py"])
+def test_the_reward_files_of_other_trainers_score_their_sample(name, trained, monkeypatch, capsys):
+    from dmoerm import RewardModel
+
+    monkeypatch.setenv("DMOERM_MODEL", str(trained))
+    printed = run_example(name, [], monkeypatch, capsys)
+    found = float(re.search(r"(?:rewards \[|score )(-?\d+\.\d+)", printed).group(1))
+    (reward,) = RewardModel.from_pretrained(trained).score("Why is the sky blue?", ["Air scatters blue light more than red."])
+    assert found == pytest.approx(reward.reward, abs=1e-3)
+
+
+def test_the_overoptimize_recipe_uses_flags_that_there_are(tmp_path):
+    """The script is run with a dmoerm that only says how it was called."""
+    from dmoerm.cli.main import build_parser
+
+    echo = tmp_path / "dmoerm"
+    echo.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n", encoding="utf-8")
+    echo.chmod(0o755)
+    script = EXAMPLES.parent / "recipes" / "overoptimize_one_gpu.sh"
+    found = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GOLD": "gold", "PROMPTS": "prompts.jsonl"}
+    words = subprocess.run(["bash", script, "model", "other"], env=found, capture_output=True, text=True, check=True).stdout.split()
+    args = build_parser(["overoptimize"]).parse_args(words)
+    assert (args.models, args.gold, str(args.prompts), args.lora, args.resume) == (["model", "other"], "gold", "prompts.jsonl", 32, False)
+    without_gold = subprocess.run(["bash", script, "model"], env={**found, "GOLD": ""}, capture_output=True, text=True)
+    assert without_gold.returncode != 0
+    assert "name a gold reward model" in without_gold.stderr
 
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES.parent / "recipes").glob("*.yaml")), ids=lambda path: path.name)

@@ -363,7 +363,7 @@ def test_gradients_of_the_shared_pass_equal_those_of_experts_alone(family, pooli
             total += gradient
     for ours, theirs in zip(shared, one_by_one, strict=True):
         assert theirs.abs().max() > 1e-4
-        assert_same(ours, theirs)
+        assert_same(ours, theirs, 3 * TOLERANCE)  # sums over rows, taken in another order
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -112,7 +112,8 @@ def test_a_wait_beyond_the_cap_pauses_the_run_with_75_and_the_next_run_goes_on(t
 
 
 @pytest.mark.faults("F07")
-def test_a_burst_of_refusals_shrinks_the_room_once_and_no_question_suffers(tmp_path):
+def test_a_burst_of_refusals_shrinks_the_room_once_and_no_question_suffers(tmp_path, monkeypatch):
+    monkeypatch.setattr("dmoerm.labeling.pace._OPENING_S", 3600.0)  # four requests until the first reply, then all the room at once
     with FakeOpenAI(latency_s=0.03, max_in_flight=20) as server:
         labelled = project(tmp_path / "p", server.base_url, comparisons(30), max_in_flight=40)
         rooms = []
@@ -635,5 +636,5 @@ def test_a_pair_in_two_comparisons_is_asked_once_and_the_count_comes_out_even(tm
 
 
 def test_every_outcome_is_known_to_the_tests():
-    named = {*SPOILT.values(), "answered", "timeout", "rate_limited", "fatal", "under_way", "unread"}
+    named = {*SPOILT.values(), "answered", "timeout", "rate_limited", "fatal", "under_way", "unread", "unreached"}
     assert named == set(Outcome)

@@ -19,12 +19,15 @@ from test_report import HOSTILE, tags_of
 from dmoerm.cli import main as cli
 from dmoerm.cli.options import AGGREGATIONS
 from dmoerm.errors import ArtifactError, ConfigError, DataError
+from dmoerm.evaluation.bootstrap import Resampling
+from dmoerm.evaluation.overoptimization import PromptSets, study_runs
 from dmoerm.evaluation.report_kinds.kind import Run
 from dmoerm.evaluation.report_kinds.model import read_model
 from dmoerm.evaluation.report_kinds.table import KINDS
 from dmoerm.evaluation.report_page import csv_folder, write_results_page
 from dmoerm.evaluation.report_runs import read_runs
 from dmoerm.evaluation.result_files import read_document, result_document
+from dmoerm.records import Message
 
 HOME = FIXTURES / "artifact_v2"
 
@@ -133,8 +136,30 @@ def results(tmp_path_factory):
     (folder / "labels.json").write_text(printed("label", "report", judged, "--json"), encoding="utf-8")
     bench_words = ("evaluate", "longest", "--benchmark", f"rewardbench={bench}", "--bootstrap-samples", 100, "--json")
     (folder / "benchmarks.json").write_text(printed(*bench_words), encoding="utf-8")
+    study = result_document("overoptimization", policy_runs(tmp_path_factory.mktemp("runs")).as_dict())
+    (folder / "rl.json").write_text(json.dumps(study), encoding="utf-8")
     place_model(folder / "one", folder / "agreement.json", metadata={"recipe": "seed: 3\n", "recipe_hash": "abc"})
     return folder
+
+
+def policy_runs(folder):
+    """What two policies would have written down, measured at three steps; the second is over-optimised."""
+    prompts = tuple((Message("user", f"r {n}"),) for n in range(6))
+    runs = {}
+    for name, late in (("one", 0.9), ("other", -0.4)):
+        runs[name] = folder / name
+        runs[name].mkdir()
+        rows = [
+            {
+                "step": step, "prompt": prompt, "completion": f"{name} {step}", "proxy": float(step), "gold": gold + 0.1 * prompt,
+                "kl": 0.5 * step, "log_ratio": 0.4 * step, "tokens": 5, "ended": True,
+            }
+            for step, gold in ((0, 0.0), (2, 0.5), (4, late))
+            for prompt in range(2, 6)
+        ]  # fmt: skip
+        lines(runs[name] / "samples.jsonl", rows)
+        lines(runs[name] / "metrics.jsonl", [{"step": n, "kl": 0.5 * n, "gold": 0.1 * n, "length_tokens": 5.0} for n in range(4)])
+    return study_runs(runs, PromptSets(prompts[:2], prompts[2:], 0), Resampling(0, 100), {"policy": "p"})
 
 
 def place_model(folder, evaluation, *, metadata=None):
@@ -155,7 +180,14 @@ def document(results, name):
     return json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
 
 
-FILES = {"agreement": "agreement", "best_of_n": "pool", "probes": "probes", "labels": "labels", "benchmarks": "benchmarks"}
+FILES = {
+    "agreement": "agreement",
+    "best_of_n": "pool",
+    "overoptimization": "rl",
+    "probes": "probes",
+    "labels": "labels",
+    "benchmarks": "benchmarks",
+}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------------------
@@ -382,6 +414,10 @@ def test_the_summary_has_every_headline_with_its_interval_and_n(page, results):
         assert words in summary
     warnings = text[text.index(">Warnings</h2>") : text.index(">Contents</h2>")]
     assert "12 prompts, fewer than 30; its intervals are too narrow" in warnings
+    # One prompt is 0.1 above the other for every reward, so gold at the end is 0.9 below the peak in every draw.
+    assert "RL: other is over-optimised by training; gold falls after step 2." in warnings
+    assert "one is over-optimised" not in warnings
+    assert "<strong>\u22120.900</strong>" in summary
     assert "1 lines of metrics.jsonl cannot be read" in warnings
     assert "no rows of " in warnings  # most of RewardBench
 
@@ -446,13 +482,14 @@ def test_several_results_of_every_other_kind_stand_side_by_side(results, tmp_pat
     tags_of(text)
     for title in (
         "Best-of-n of all results",
+        "RL of all results",
         "Probes of all models",
         "Labels of all judges",
         "RewardBench of all models",
         "Agreement of all models",
     ):
         assert f">{title}</h4>" in text
-    assert text.count(">Side by side</h3>") == 5
+    assert text.count(">Side by side</h3>") == 6
 
 
 def test_text_from_results_is_escaped(results, tmp_path):

@@ -22,13 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=sorted(TARGETS),
         required=True,
-        help="peft: each expert of a decoder as a LoRA with its head; seqcls: one plain sequence classifier that learns the model's rewards; "
+        help="peft: each expert of a decoder as a LoRA with its head; seqcls: one plain sequence classifier that learns its rewards; "
         "hub: a model, or what an export wrote, to the Hugging Face Hub",
     )
     parser.add_argument("--category", metavar="NAME", action="append", help="peft: only this category; may be repeated")
-    parser.add_argument(
-        "--with-base", action="store_true", help="peft: also write the backbone's weights as a sequence classifier, for vLLM"
-    )
+    parser.add_argument("--with-base", action="store_true", help="peft: also write the backbone's weights as a classifier, for vLLM")
     parser.add_argument("--no-check", action="store_true", help="peft: do not compare what was written with what the other tool computes")
     parser.add_argument("--data", metavar="FILE", type=Path, nargs="+", help="seqcls: prompts with responses to learn from, as for score")
     parser.add_argument("--test", metavar="FILE", type=Path, nargs="+", help="seqcls: prompts to measure on, instead of a share of --data")

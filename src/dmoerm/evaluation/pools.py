@@ -39,7 +39,7 @@ from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.scorers import Candidates, Rewards
 from dmoerm.records import Message, prompt_hash
 
-__all__ = ["KEPT_SUFFIX", "Pool", "RecordedRewards", "keep_rewards", "parse_filter", "read_pools"]
+__all__ = ["KEPT_SUFFIX", "Pool", "RecordedRewards", "candidates_digest", "keep_rewards", "parse_filter", "read_pools"]
 
 KEPT_SUFFIX = ".rewards.jsonl"
 """A file with such a name stands for the model whose rewards it holds."""
@@ -235,7 +235,7 @@ def keep_rewards(path: str | os.PathLike[str], pools: Sequence[Pool], rewards: S
     write_rows(
         path,
         (
-            {"candidates": _digest(pool.candidates), "id": pool.id, "rewards": list(found)}
+            {"candidates": candidates_digest(pool.candidates), "id": pool.id, "rewards": list(found)}
             for pool, found in zip(pools, rewards, strict=True)
         ),
     )
@@ -262,7 +262,7 @@ class RecordedRewards:
         """
         found = []
         for one in candidates:
-            rewards = self._rewards.get(_digest(one))
+            rewards = self._rewards.get(candidates_digest(one))
             if rewards is None or len(rewards) != len(one.responses):
                 start = " ".join(one.prompt[-1].content.split())[:60]
                 raise DataError(f"{self.path}: holds no rewards for this prompt with these responses ({start!r} …). Score the pool anew.")
@@ -276,6 +276,7 @@ def _recorded(row: Row) -> tuple[str, Rewards]:
     return text_field(row.data, "candidates"), [_number_or_none(value, f'"rewards", item {number}') for number, value in listed]
 
 
-def _digest(candidates: Candidates) -> str:
+def candidates_digest(candidates: Candidates) -> str:
+    """Hex SHA-256 of a prompt and its responses."""
     parts = [prompt_hash(candidates.prompt), *candidates.responses]
     return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()

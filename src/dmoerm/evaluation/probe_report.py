@@ -54,6 +54,14 @@ class ProbedPrompt:
     other: str | None
     texts: Mapping[str, str]
 
+    def all_texts(self) -> list[str]:
+        """Everything that is scored for this prompt; equal texts once."""
+        return list(dict.fromkeys((self.honest, self.worst, *([] if self.other is None else [self.other]), *self.texts.values())))
+
+    def candidates(self) -> list[Candidates]:
+        """The same as a scorer is asked for them: each text by itself."""
+        return [Candidates(self.prompt, (text,)) for text in self.all_texts()]
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeRow:
@@ -310,11 +318,8 @@ def _scored(scorer: Scorer, probed: Sequence[ProbedPrompt], progress: Callable[[
     """The reward of every text of each prompt; equal texts are scored once."""
     for start in range(0, len(probed), CHUNK):
         chunk = probed[start : start + CHUNK]
-        texts = [
-            list(dict.fromkeys((one.honest, one.worst, *([] if one.other is None else [one.other]), *one.texts.values()))) for one in chunk
-        ]
-        asked = [Candidates(one.prompt, (text,)) for one, wanted in zip(chunk, texts, strict=True) for text in wanted]
-        rewards = iter([found[0] for found in scorer.score(asked)])
+        texts = [one.all_texts() for one in chunk]
+        rewards = iter([found[0] for found in scorer.score([candidates for one in chunk for candidates in one.candidates()])])
         for wanted in texts:
             yield {text: next(rewards) for text in wanted}
         progress(start + len(chunk))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmoerm.data.files import scan_file
 from dmoerm.data.jsonl import map_rows
@@ -23,15 +23,13 @@ from dmoerm.evaluation.bootstrap import Resampling
 from dmoerm.evaluation.rank_agreement import Figure, RankAgreement, kendall_difference, rank_agreement
 from dmoerm.evaluation.scorers import Candidates, ClassifierScorer, ModelScorer, Rewards
 from dmoerm.modeling.model_folder import refuse_taken, written_whole
-from dmoerm.modeling.peft_export import EXPORT_MARKER
-from dmoerm.modeling.reward_model import RewardModel
-from dmoerm.modeling.student import build_student, encode, save_student
 from dmoerm.modeling.student_card import student_card
 from dmoerm.recipe import Recipe, recipe_hash
 from dmoerm.records import Message, prompt_hash
-from dmoerm.scoring.requests import read_request
-from dmoerm.training.distillation import Lesson, distil
-from dmoerm.training.trainer import PhaseSettings
+
+if TYPE_CHECKING:
+    from dmoerm.modeling.reward_model import RewardModel
+    from dmoerm.training.trainer import PhaseSettings
 
 __all__ = ["StudentExport", "StudentOptions", "check_student_target", "export_student", "read_candidates", "train_reseeded"]
 
@@ -125,12 +123,12 @@ class StudentExport:
 
 
 def export_student(
-    teacher: RewardModel,
+    teacher: "RewardModel",
     out: Path,
     data: Sequence[Candidates],
     *,
     test: Sequence[Candidates] = (),
-    reseeded: RewardModel | None = None,
+    reseeded: "RewardModel | None" = None,
     options: StudentOptions | None = None,
     resampling: Resampling | None = None,
     overwrite: bool = False,
@@ -155,6 +153,10 @@ def export_student(
         ArtifactError: the folder is taken.
         TrainingError: as `training.distillation.distil`.
     """
+    from dmoerm.modeling.peft_export import EXPORT_MARKER
+    from dmoerm.modeling.student import build_student, encode, save_student
+    from dmoerm.training.distillation import Lesson, distil
+
     options = options or StudentOptions()
     check_student_target(out, overwrite=overwrite)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -224,10 +226,12 @@ def check_student_target(out: Path, *, overwrite: bool) -> None:
     Raises:
         ArtifactError: it holds an export and `overwrite` is False, or anything else.
     """
+    from dmoerm.modeling.peft_export import EXPORT_MARKER
+
     refuse_taken(out, marker=EXPORT_MARKER, what="export", overwrite=overwrite)
 
 
-def train_reseeded(teacher: RewardModel, recipe: Recipe, out: Path, *, overwrite: bool = False, quiet: bool = False) -> RewardModel:
+def train_reseeded(teacher: "RewardModel", recipe: Recipe, out: Path, *, overwrite: bool = False, quiet: bool = False) -> "RewardModel":
     """The teacher's recipe trained once more with its seed + 1, into `<out>-reseeded`.
 
     The seed also decides which prompts a recipe without `data.test` holds out.
@@ -263,6 +267,8 @@ def read_candidates(paths: Sequence[Path]) -> list[Candidates]:
     Raises:
         DataError: a file or row that cannot be used, or there is none.
     """
+    from dmoerm.scoring.requests import read_request
+
     found: dict[str, tuple[tuple[Message, ...], dict[str, None]]] = {}
     for path in paths:
         for request in map_rows(path, lambda row, path=path: read_request(row, path), scan=scan_file).items:  # type: ignore[misc]
@@ -299,7 +305,7 @@ def _require(prompts: int, what: str) -> None:
         )
 
 
-def _scored(model: RewardModel, candidates: Sequence[Candidates], what: str, progress: Callable[[str, int, int], None]) -> list[Rewards]:
+def _scored(model: "RewardModel", candidates: Sequence[Candidates], what: str, progress: Callable[[str, int, int], None]) -> list[Rewards]:
     scorer = ModelScorer(model)
     found: list[Rewards] = []
     for chunk in _chunks(candidates):
@@ -313,7 +319,9 @@ def _chunks(candidates: Sequence[Candidates]) -> Iterator[Sequence[Candidates]]:
         yield candidates[start : start + PROMPTS_AT_ONCE]
 
 
-def _settings(options: StudentOptions) -> PhaseSettings:
+def _settings(options: StudentOptions) -> "PhaseSettings":
+    from dmoerm.training.trainer import PhaseSettings
+
     return PhaseSettings(
         learning_rate=options.learning_rate,
         epochs=options.epochs,

@@ -70,12 +70,10 @@ def push_folder(folder: Path, repository: str, *, private: bool = True, message:
             commit_message=message or f"{'Model' if (folder / MANIFEST).is_file() else 'Export'} by dmoerm",
         )
     except HFValidationError as error:
-        raise ConfigError(
-            f"{repository!r} cannot be the name of a repository ({str(error).splitlines()[0]}); expected OWNER/NAME"
-        ) from error
+        raise ConfigError(f"{repository!r} cannot name a repository ({str(error).splitlines()[0]}); expected OWNER/NAME") from error
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise ArtifactError(
-            f"{repository}: the Hub did not take it ({str(error).splitlines()[0]}). Log in with `hf auth login`, with a token that may write"
+            f"{repository}: the Hub did not take it ({str(error).splitlines()[0]}). Log in (`hf auth login`) with a token that may write"
         ) from error
     local = backbone if backbone is not None and Path(backbone).exists() else None
     return Pushed(str(commit.commit_url), str(made.repo_id), len(files), private, local)

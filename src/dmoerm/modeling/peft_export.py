@@ -217,7 +217,7 @@ def classifier_padding(renderer: Renderer, vocabulary: int) -> int:
     if pad is None or pad == tokenizer.eos_token_id or pad >= vocabulary:
         raise ConfigError(
             f"the padding token has id {pad}, the end token {tokenizer.eos_token_id}, the vocabulary {vocabulary} entries; a sequence "
-            "classifier needs a padding token of its own with an embedding, or it cuts the end token off. Train with a tokenizer that has one."
+            "classifier needs a padding token of its own with an embedding, or it cuts the end token off. Train with one that has it."
         )
     last = renderer.render((Message("user", "a"),), ["a"])[0].input_ids[-1]
     if last == pad:

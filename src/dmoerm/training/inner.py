@@ -38,7 +38,7 @@ LeftOut = int | Literal["holdout"] | None
 STATISTICS_COMPARISONS = 128
 """Comparisons over which the kept experts are standardised: more would move a mean by less than a tenth of a standard deviation."""
 
-__all__ = ["Everyone", "InnerPlan", "InnerResult", "Workspace", "change_experts", "enough_labels", "train_inner"]
+__all__ = ["Everyone", "InnerPlan", "InnerResult", "Workspace", "change_experts", "enough_labels", "task_epochs", "train_inner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +207,16 @@ def change_experts(
             f"Write the model's into the recipe, or train the category whole: --only {kept.category}"
         )
     return side.with_kept_experts(kept, backbone, anew, list(comparisons), list(labelled))
+
+
+def task_epochs(work: Workspace, category: str, comparisons: Sequence[Comparison], plan: InnerPlan) -> int:
+    """Epochs of phase 1 that the inner folds of `train_inner` choose for these comparisons; without folds, all of them.
+
+    What is stored of the folds is used, and used again by `train_inner`. The slot of `category` is left with the last fold's model.
+    """
+    if plan.folds is None:
+        return plan.task_settings.epochs
+    return _Side(work, category, (), plan)._folded(list(comparisons), [], plan.folds).task_epoch
 
 
 def enough_labels(labelled: Sequence[Comparison], capabilities: Sequence[str], minimum: int) -> tuple[str, ...]:

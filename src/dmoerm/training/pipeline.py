@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,18 @@ from dmoerm.training.router import RouterData, train_router
 from dmoerm.training.rows import Rows, TrunkStates
 from dmoerm.training.trainer import PhaseSettings
 
-__all__ = ["Prepared", "TrainResult", "inner_plan", "load_backbone", "prepare", "run_folder", "train_model", "train_recipe"]
+__all__ = [
+    "Prepared",
+    "TrainResult",
+    "everyone_of",
+    "inner_plan",
+    "load_backbone",
+    "prepare",
+    "run_folder",
+    "train_inner_models",
+    "train_model",
+    "train_recipe",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,24 +131,40 @@ def train_model(
     router, router_metrics = train_run_router(prepared, recipe, data, data.taxonomy)
     comparisons = with_categories(prepared.comparisons, prepared, router)
     labelled = with_categories(prepared.labelled, prepared, router)
+    results = train_inner_models(prepared, comparisons, labelled, data.taxonomy, recipe)
+    metrics = _metrics(results, router_metrics, prepared)
+    model = assemble(prepared, router, results, recipe, data, metrics)
+    return TrainResult(model, data.test, metrics)
+
+
+def train_inner_models(
+    prepared: Prepared, comparisons: Sequence[Comparison], labelled: Sequence[Comparison], taxonomy: Taxonomy, recipe: Recipe
+) -> dict[str, InnerResult]:
+    """The inner model of every category with enough comparisons, and of the fallback, by name.
+
+    Args:
+        prepared: the run; the adapters are left in its backbone.
+        comparisons: with overall preferences and categories.
+        labelled: with capability labels and categories; may repeat comparisons.
+        taxonomy: the categories and their capabilities.
+        recipe: the phases.
+    """
     plan = inner_plan(recipe, prepared)
     results: dict[str, InnerResult] = {}
-    for category in data.taxonomy.categories:
+    for category in taxonomy.categories:
         own = [c for c in comparisons if c.category == category.name]
         preferred = sum(c.has_preference for c in own)
         if preferred < recipe.task_model.minimum_comparisons:
             if preferred:
-                log.say(
+                prepared.work.log.say(
                     f"{category.name}: {preferred} comparisons, fewer than {recipe.task_model.minimum_comparisons}; "
                     "the fallback (general) judges it"
                 )
             continue
         own_labels = [c for c in labelled if c.category == category.name]
         results[category.name] = train_inner(prepared.work, category.name, own, own_labels, category.capability_names, plan)
-    results[GENERAL] = train_inner(prepared.work, GENERAL, comparisons, labelled, data.taxonomy.capability_names, plan)
-    metrics = _metrics(results, router_metrics, prepared)
-    model = assemble(prepared, router, results, recipe, data, metrics)
-    return TrainResult(model, data.test, metrics)
+    results[GENERAL] = train_inner(prepared.work, GENERAL, comparisons, labelled, taxonomy.capability_names, plan)
+    return results
 
 
 def train_run_router(prepared: Prepared, recipe: Recipe, data: RunData, taxonomy: Taxonomy) -> tuple[Router, dict[str, Any]]:
@@ -201,8 +229,19 @@ def prepare(
     backbone: Backbone,
     renderer: Renderer,
     state: RunState,
+    keep: Path | None = None,
 ) -> Prepared:
     """Render every row, and run the frozen trunk over them once.
+
+    Args:
+        comparisons: with overall preferences.
+        labelled: with capability labels; may repeat comparisons.
+        recipe: the run.
+        log: progress.
+        backbone: of the recipe.
+        renderer: of the recipe.
+        state: where finished phases are kept.
+        keep: a folder for the trunk's states, which a later run on the same rows then does not compute again; None keeps none.
 
     Raises:
         TrainingError: more rows are unusable than `data.max_drop_fraction` allows, or nothing is left.
@@ -226,12 +265,32 @@ def prepare(
             layer > 0
             and TrunkStates.bytes_needed(rows, numbers, backbone.hidden_size, bf16=bf16) <= recipe.training.trunk_cache_mib * 2**20
         ):
-            states = TrunkStates.compute(backbone, rows, numbers, layer, bf16=bf16)
+            states = _trunk_states(backbone, renderer, rows, numbers, layer, bf16=bf16, keep=keep)
     vectors = task_vectors(backbone, rows, numbers, task=None, states=states, bf16=bf16)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     key = content_key(backbone.fingerprint(), processes, bf16, recipe.training.sampled_positions)
-    everyone = Everyone(ranked, labels, content_key([to_native(c) for c in [*ranked, *labels]])) if recipe.training.share_heads else None
+    everyone = everyone_of(ranked, labels, recipe)
     return Prepared(backbone, renderer, Workspace(backbone, rows, vectors, states, bf16, log, state, key, everyone), ranked, labels)
+
+
+def everyone_of(comparisons: Sequence[Comparison], labelled: Sequence[Comparison], recipe: Recipe) -> Everyone | None:
+    """What first heads are fitted near, no head fitted yet; None where the recipe lets each category stand alone."""
+    if not recipe.training.share_heads:
+        return None
+    return Everyone(comparisons, labelled, content_key([to_native(c) for c in [*comparisons, *labelled]]))
+
+
+def _trunk_states(
+    backbone: Backbone, renderer: Renderer, rows: Rows, numbers: Sequence[int], layer: int, *, bf16: bool, keep: Path | None
+) -> TrunkStates:
+    def compute() -> TrunkStates:
+        return TrunkStates.compute(backbone, rows, numbers, layer, bf16=bf16)
+
+    if keep is None:
+        return compute()
+    tokens = torch.tensor([token for row in numbers for token in rows.rendered[row].input_ids])
+    key = content_key(backbone.fingerprint(), renderer.fingerprint(), layer, bf16, list(numbers), rows.lengths(numbers), tokens)
+    return TrunkStates.kept(keep / f"trunk-{key[:16]}.safetensors", compute)
 
 
 def load_backbone(recipe: Recipe) -> tuple[Backbone, Renderer]:

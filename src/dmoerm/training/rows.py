@@ -6,10 +6,13 @@ experts do not compute the lower layers again; where they do not fit the memory 
 Shapes: B rows of a batch, L tokens, D hidden, K members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmoerm.data.rendering import RenderCounts, Rendered, Renderer, collate, count_rendered, drop_reason
@@ -92,6 +95,26 @@ class TrunkStates:
                 hidden_BLD = backbone.trunk(batch, layer, task=task, start=start, hidden_BLD=hidden)
             for row, length, hidden_LD in zip(chosen, rows.lengths(chosen), hidden_BLD, strict=True):
                 states.of_row[row] = hidden_LD[:length].to("cpu", torch.bfloat16 if bf16 else torch.float32).clone()
+        return states
+
+    @staticmethod
+    def kept(path: Path, compute: "Callable[[], TrunkStates]") -> "TrunkStates":
+        """The states in `path`; where there are none, or the file is damaged, those that `compute` gives, which are written there first.
+
+        The name of the file must say what they depend on: weights, tokens, layer and precision.
+        """
+        try:
+            held = load_file(path)
+            layer, lengths = int(held["layer"]), held["lengths"].tolist()
+            return TrunkStates(layer, dict(zip(held["rows"].tolist(), torch.split(held["hidden"], lengths), strict=True)))
+        except (OSError, SafetensorError, KeyError, ValueError):
+            states = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.part")
+        hidden = list(states.of_row.values())
+        columns = {"rows": list(states.of_row), "lengths": [len(hidden_LD) for hidden_LD in hidden], "layer": states.layer}
+        save_file({"hidden": torch.cat(hidden), **{name: torch.tensor(value) for name, value in columns.items()}}, unfinished)
+        unfinished.replace(path)
         return states
 
     @staticmethod

@@ -9,6 +9,7 @@ from dmoerm.evaluation.report_kinds.best_of_n import BEST_OF_N
 from dmoerm.evaluation.report_kinds.kind import ReportKind
 from dmoerm.evaluation.report_kinds.labels import LABELS
 from dmoerm.evaluation.report_kinds.model import MODEL
+from dmoerm.evaluation.report_kinds.overoptimization import OVEROPTIMIZATION
 from dmoerm.evaluation.report_kinds.probes import PROBING
 
 __all__ = ["KINDS"]
@@ -18,6 +19,7 @@ KINDS: dict[str, ReportKind] = {
     "agreement": AGREEMENT,
     "benchmarks": BENCHMARKING,
     "best_of_n": BEST_OF_N,
+    "overoptimization": OVEROPTIMIZATION,
     "probes": PROBING,
     "labels": LABELS,
 }
