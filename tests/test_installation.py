@@ -148,3 +148,14 @@ def test_no_secret_of_the_environment_is_shown(monkeypatch, capsys):
     cli.main(["doctor"])
     cli.main(["doctor", "--json"])
     assert "planted-key" not in capsys.readouterr().out
+
+
+def test_an_extra_below_its_floor_is_a_warning_with_its_reason(monkeypatch):
+    lines = ["starlette>=0.49.1; extra == 'serve'", "uvicorn>=0.30; extra == 'serve'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.48.0")
+    (found,) = installation._extras()
+    assert (found.name, found.level) == ("serve", "warning")
+    assert "starlette 0.48.0, below 0.49.1" in found.value
+    assert "CVE-2025-62727" in found.value
+    assert "uvicorn" not in found.value

@@ -20,6 +20,8 @@ __all__ = ["Finding", "Installation", "inspect_installation"]
 
 SECURITY = {
     "torch": "a file can make it run code or corrupt memory, even with weights_only (CVE-2025-32434, CVE-2026-24747)",
+    "h11": "a request can be smuggled past a proxy (CVE-2025-43859)",
+    "starlette": "one request's headers can keep the server busy (CVE-2025-62727)",
     "transformers": "a model's config can make it run code (CVE-2026-4372, CVE-2026-5241)",
 }
 """Why an older version than the floor is a matter of security."""
@@ -109,14 +111,19 @@ def _versions() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     extras: dict[str, list[str]] = {}
-    for name, _, extra in _requirements():
+    floors: dict[str, str] = {}
+    for name, floor, extra in _requirements():
         if extra is not None and extra != "dev":
             extras.setdefault(extra, []).append(name)
+            floors[name] = floor
     for extra, names in sorted(extras.items()):
         found = {name: _version(name) for name in names}
         missing = [name for name, installed in found.items() if installed is None]
         if missing:
             yield Finding("extras", extra, f"{', '.join(missing)} not installed", "note", f"pip install 'dmoerm[{extra}]'")
+        elif old := [name for name, installed in found.items() if _numbers(installed or "") < _numbers(floors[name])]:
+            reasons = (f"{name} {found[name]}, below {floors[name]}{': ' + SECURITY[name] if name in SECURITY else ''}" for name in old)
+            yield Finding("extras", extra, "; ".join(reasons), "warning", f"pip install -U 'dmoerm[{extra}]'")
         else:
             yield Finding("extras", extra, ", ".join(f"{name} {installed}" for name, installed in found.items()))
 

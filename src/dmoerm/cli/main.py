@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("dmoerm.cli.report", "put models and measurements on one page to send to a colleague"),
     "score": ("dmoerm.cli.score", "give every response of a file its reward"),
     "compare": ("dmoerm.cli.compare", "show which of some responses wins, and on which capability"),
+    "serve": ("dmoerm.cli.serve", "serve rewards over HTTP, in the dialects of RL trainers too, and a page to compare on"),
     "export": ("dmoerm.cli.export", "write a model in another tool's format"),
     "verify": ("dmoerm.cli.verify", "check that a saved model is whole and gives the rewards it gave"),
     "doctor": ("dmoerm.cli.doctor", "show versions, devices and what is missing on this machine"),

@@ -19,7 +19,7 @@ from dmoerm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Frame", "Slot", "build_frame", "equal_template", "frame_kind", "template_text"]
+__all__ = ["Frame", "Slot", "build_frame", "equal_template", "frame_kind", "template_text", "template_texts"]
 
 ASSISTANT = "assistant"
 
@@ -95,6 +95,18 @@ def equal_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     start = "{{ bos_token }}" if _starts_with_bos(tokenizer) else ""
     turn = "{{ '' if loop.first else '\\n\\n' }}{{ message['role'] + ':\\n' + message['content'] }}"
     return f"{start}{{% for message in messages %}}{turn}{{% endfor %}}{{{{ eos_token }}}}"
+
+
+def template_texts(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> tuple[str, ...]:
+    """What the chat template writes before, between and after the contents of a conversation with these roles: one text more than roles.
+
+    Raises:
+        DataError: the template refuses these roles, or writes their contents in another order, twice or not at all.
+    """
+    order, literals = _cut_at_placeholders(_apply(tokenizer, roles, pad=False), roles)
+    if order != list(range(len(roles))):
+        raise DataError(f"The tokenizer's chat template writes the messages of {', '.join(roles)} in another order.")
+    return tuple(literals)
 
 
 def frame_kind(tokenizer: "PreTrainedTokenizerBase") -> str:

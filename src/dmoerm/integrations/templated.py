@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dmoerm.errors import DataError
 from dmoerm.records import Message, Role
 
-__all__ = ["TEMPLATES", "read_prompt", "read_response"]
+__all__ = ["TEMPLATES", "read_prompt", "read_query", "read_response"]
 
 TEMPLATES: Mapping[str, re.Pattern[str]] = {
     "ChatML (Qwen, Yi …)": re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL),
@@ -22,6 +22,7 @@ TEMPLATES: Mapping[str, re.Pattern[str]] = {
 }
 """Family to the pattern of one turn: role, then content. A new family is a row."""
 
+_TURN_ENDS = {"ChatML (Qwen, Yi …)": "<|im_end|>", "Llama 3": "<|eot_id|>", "Gemma": "<end_of_turn>", "Phi-3, Zephyr": "<|end|>"}
 _MISTRAL = re.compile(r"\[INST\](.*?)\[/INST\](?:(.*?)</s>)?", re.DOTALL)
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool", "model": "assistant"}
 _BEGINNINGS = ("<|begin_of_text|>", "<bos>", "<s>", "<|endoftext|>")
@@ -45,6 +46,38 @@ def read_prompt(text: str) -> tuple[Message, ...]:
     for beginning in _BEGINNINGS:
         text = text.removeprefix(beginning)
     return (Message("user", text.strip()),)
+
+
+def read_query(query: str) -> tuple[tuple[Message, ...], str] | None:
+    """Prompt and response out of one templated text whose last turn is the answer, with or without its end; None where it is no such text.
+
+    The text has to begin with a turn, so that an answer which only quotes control tokens is not taken apart.
+
+    Raises:
+        DataError: control tokens with a role that is unknown.
+    """
+    text = query.strip()
+    for beginning in _BEGINNINGS:
+        while text.startswith(beginning):
+            text = text.removeprefix(beginning).lstrip()
+    body = _ENDS.sub("", text)
+    for family, pattern in TEMPLATES.items():
+        if pattern.match(text) is None:
+            continue
+        turns = [Message(_role(role, family), content.strip()) for role, content in pattern.findall(body + _TURN_ENDS[family])]
+        return _last_answer(turns)
+    if _MISTRAL.match(text) is None:
+        return None
+    pairs: list[Message] = []
+    for asked, answered in _MISTRAL.findall(body + "</s>"):
+        pairs += [Message("user", asked.strip()), Message("assistant", answered.strip())]
+    return _last_answer(pairs)
+
+
+def _last_answer(turns: list[Message]) -> tuple[tuple[Message, ...], str] | None:
+    if len(turns) < 2 or turns[-1].role != "assistant" or not turns[-1].content:
+        return None
+    return tuple(turns[:-1]), turns[-1].content
 
 
 def read_response(query: str, prompt: str) -> str:
