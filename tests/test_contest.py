@@ -355,6 +355,7 @@ def test_the_command_prints_one_table_and_goes_on(project, tmp_path, capsys):
     asked = ["baselines", project / "recipe.yaml", "--output", tmp_path / "out", "--models", "single", "--pool", pool, "--only", "fold=1"]
     text = run(capsys, *asked)
     assert "minus single" in text
+    assert "Agreement of every row: test" in (tmp_path / "out" / "baselines.html").read_text(encoding="utf-8")
     assert "Selection and the RL frontier, training seed 0" in text
     before = (tmp_path / "out" / "pieces" / "single-flip-0-seed-0.json").stat().st_mtime_ns
     found = json.loads(run(capsys, *asked, "--json"))

@@ -6,7 +6,7 @@ import pytest
 
 from dmoerm.errors import DataError
 from dmoerm.evaluation.agreement import evaluate_agreement
-from dmoerm.evaluation.charts import Scale, bar, nice_scale, number_text
+from dmoerm.evaluation.charts import Scale, bar, legend_mark, nice_scale, number_text
 from dmoerm.evaluation.metrics import Scored
 from dmoerm.evaluation.report import (
     Bar,
@@ -22,6 +22,7 @@ from dmoerm.evaluation.report import (
     report_html,
     write_report,
 )
+from dmoerm.evaluation.sections import section_html
 from dmoerm.records import Comparison, Message, Reward
 
 HOSTILE = "<script>alert(\"1\")</script> & 'quoted' \x1b[31m \x00 \ud800"
@@ -250,3 +251,19 @@ def test_an_agreement_result_becomes_sections_with_its_provenance():
     assert "chat* (2 pairs)" in page
     for fact in ("ab</td>", ">9</td>", "100 samples, 95 %"):
         assert fact in page
+
+
+def test_many_lines_look_different_and_keep_their_intervals_in_the_numbers_alone():
+    assert len({legend_mark(style) for style in range(24)}) == 24
+    series = (Series("a", (0.0, 1.0), (0.5, 0.6), (-9.0, -9.0), (9.0, 9.0)),)
+    shaded, bare = (section_html(Curve("T", "x", "y", series, shaded=shaded)) for shaded in (True, False))
+    assert "<polygon" in shaded
+    assert "<polygon" not in bare
+    assert "\N{MINUS SIGN}9.000" in bare  # in the table
+    assert ">10</text>" not in bare  # the axis is that of the line
+
+
+def test_no_minus_stands_before_a_zero():
+    text = section_html(Table("T", ("a",), ((Measured(-0.0004, -0.0006, 0.0),),)))
+    assert ">0.000<br>" in text
+    assert "[\N{MINUS SIGN}0.001, 0.000]" in text

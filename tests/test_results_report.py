@@ -14,12 +14,16 @@ from pathlib import Path
 
 import pytest
 from make_artifact_fixture import FIXTURES
+from test_contest import RESAMPLING, RUNS, four_pairs
+from test_disturbance import RIGHT, scored, study_of
 from test_report import HOSTILE, tags_of
 
 from dmoerm.cli import main as cli
 from dmoerm.cli.options import AGGREGATIONS
 from dmoerm.errors import ArtifactError, ConfigError, DataError
 from dmoerm.evaluation.bootstrap import Resampling
+from dmoerm.evaluation.contest_page import contest_html
+from dmoerm.evaluation.contest_report import contest_report
 from dmoerm.evaluation.overoptimization import PromptSets, study_runs
 from dmoerm.evaluation.report_kinds.kind import Run
 from dmoerm.evaluation.report_kinds.model import read_model
@@ -138,8 +142,19 @@ def results(tmp_path_factory):
     (folder / "benchmarks.json").write_text(printed(*bench_words), encoding="utf-8")
     study = result_document("overoptimization", policy_runs(tmp_path_factory.mktemp("runs")).as_dict())
     (folder / "rl.json").write_text(json.dumps(study), encoding="utf-8")
+    apart = study_of({name: scored(right) for name, right in RIGHT.items()}, left_out={"d": "too few"})
+    (folder / "apart.json").write_text(json.dumps(apart.as_dict()), encoding="utf-8")
+    (folder / "baselines.json").write_text(json.dumps(contest(folder).as_dict()), encoding="utf-8")
     place_model(folder / "one", folder / "agreement.json", metadata={"recipe": "seed: 3\n", "recipe_hash": "abc"})
     return folder
+
+
+def contest(results):
+    """The table worked by hand in test_contest, with pools and probes of two trainings inside."""
+    pools, probes = (KINDS[kind].read(document(results, name)) for kind, name in (("best_of_n", "pool"), ("probes", "probes")))
+    return contest_report(
+        {"main": four_pairs()}, RUNS, resampling=RESAMPLING, pools={3: pools, 5: pools}, probes={3: probes}, seconds={"other": 61.5}
+    )
 
 
 def policy_runs(folder):
@@ -182,6 +197,8 @@ def document(results, name):
 
 FILES = {
     "agreement": "agreement",
+    "baselines": "baselines",
+    "disturbance": "apart",
     "best_of_n": "pool",
     "overoptimization": "rl",
     "probes": "probes",
@@ -303,12 +320,20 @@ def test_a_damaged_file_says_what_is_wrong_and_what_to_do(results, tmp_path, cha
 
 def test_figures_that_contradict_themselves_are_refused(results, tmp_path):
     agreement = document(results, "agreement")
-    pool = document(results, "pool")
+    pool, apart, contest = (document(results, name) for name in ("pool", "apart", "baselines"))
     for name, broken, message in (
         ("agreement", {**agreement, "main": "model/none"}, "main: No row for model 'model/none'"),
         ("agreement", {**agreement, "samples": 5}, "bootstrap samples: 5; expected at least 100"),
         ("pool", {**pool, "best_of_n": []}, "best_of_n: no curve"),
         ("pool", {**pool, "regime": "some"}, "regime: input should be 'finite' or 'samples'"),
+        ("baselines", {**contest, "rows": contest["rows"][1:]}, "no row for 'other' on 'main' in category None"),
+        ("baselines", {**contest, "reference": "none"}, "reference: no row is of 'none'"),
+        ("baselines", {**contest, "pools": {"3": {**pool, "regime": "some"}}}, "pools.3: regime: input should be 'finite' or 'samples'"),
+        ("baselines", {**contest, "probes": {"x": {}}}, "probes.x: expected a training seed"),
+        ("baselines", {**contest, "pools": None}, "pools: is missing"),
+        ("apart", {**apart, "cells": apart["cells"][1:]}, "no cell 'a', 'a'; rows: a, b, c"),
+        ("apart", {**apart, "outer_layer": apart["outer_layer"][1:]}, "outer_layer: lacks the difference to all categories"),
+        ("apart", {**apart, "seeds": []}, "seeds: empty"),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(broken), encoding="utf-8")
         with pytest.raises(DataError, match=message):
@@ -384,7 +409,7 @@ def test_every_plot_has_its_numbers_beside_the_page(page, results):
 
 
 def rows_of(page, title):
-    (path,) = csv_folder(page).glob(f"??-{title}.csv")
+    *_, path = sorted(csv_folder(page).glob(f"??-{title}.csv"))  # a contest, which stands first, has plots of the same names inside
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -420,6 +445,16 @@ def test_the_summary_has_every_headline_with_its_interval_and_n(page, results):
     assert "<strong>\u22120.900</strong>" in summary
     assert "1 lines of metrics.jsonl cannot be read" in warnings
     assert "no rows of " in warnings  # most of RewardBench
+    # Alone is right in 5 of 6 test comparisons, all categories in 4; draws of six prompts leave that open.
+    assert "<strong>0.167</strong>" in summary
+    assert "6 pairs of 6 prompts, 1 training seed" in summary
+    assert "Disturbance: no disturbance is shown; the interval of alone minus all holds 0." in warnings
+    assert "Disturbance: d is left out (too few)." in warnings
+    assert "Agreement on main (0.5 is chance)" in summary
+    assert "4 pairs of 4 prompts, 2 training seeds" in summary
+    # Both are 0.25 below the reference on four prompts: some draws hold none of the pairs on which they differ.
+    assert "Baselines, main: double-layer/mlp is not above other, judge; the interval of the difference reaches 0." in warnings
+    assert "Baselines, main: fewer than 30 prompts in a, b; their intervals are too narrow." in warnings
 
 
 def test_the_recipe_stands_folded_with_version_seed_and_day(results, tmp_path):
@@ -481,6 +516,8 @@ def test_several_results_of_every_other_kind_stand_side_by_side(results, tmp_pat
     text = page.read_text(encoding="utf-8")
     tags_of(text)
     for title in (
+        "Agreement of every row, all results",
+        "Disturbance of all results",
         "Best-of-n of all results",
         "RL of all results",
         "Probes of all models",
@@ -489,14 +526,51 @@ def test_several_results_of_every_other_kind_stand_side_by_side(results, tmp_pat
         "Agreement of all models",
     ):
         assert f">{title}</h4>" in text
-    assert text.count(">Side by side</h3>") == 6
+    assert text.count(">Side by side</h3>") == len(FILES)
+
+
+def test_a_contest_draws_each_model_once_and_its_table_has_every_seed_and_row(results):
+    (run,) = read_runs([str(results / "baselines.json")]).runs["baselines"]
+    readings = {f"double-layer/{name}": RUNS[0.0]["double-layer/mlp"] for name in ("mean", "mlp")}
+    flipped = {f"double-layer/{name}": RUNS[0.4]["double-layer/mlp"] for name in ("mean", "mlp")}
+    runs = {0.0: {**RUNS[0.0], **readings, "longer": RUNS[0.0]["judge"]}, 0.4: {**RUNS[0.4], **flipped, "longer": RUNS[0.0]["judge"]}}
+    report = contest_report({"main": four_pairs()}, runs, resampling=RESAMPLING, pools=run.found.pools, probes=run.found.probes)
+    page = contest_html(report, subtitle="recipe abc")
+    tags_of(page)
+    assert re.findall(r"<h2>(.*?)</h2>", page) == [
+        "Agreement on main",
+        "Selection and the RL frontier, training seed 3",
+        "Hacking probes, training seed 3",
+        "What it was made with",
+    ]
+    assert "0.500,\N{NO-BREAK SPACE}0.750" in page  # 2 and 3 of 4
+    plot = re.search(r"agreement against preferences flipped, %: (.*?)\. All numbers", page)[1]
+    assert [line.split(" from ")[0] for line in plot.split("; ")] == ["other", "double-layer/mlp"]  # longer learns nothing
+    noise = page[page.index(">Agreement and change under flips: main<") :]
+    assert all(f">{name}</td>" in noise for name in ("other", "double-layer/mlp", "double-layer/mean", "longer"))
+    assert "Selection over training seeds" in page
+
+
+def test_facts_that_a_driver_wrote_beside_a_contest_stand_with_what_it_was_made_with(results, tmp_path):
+    path = tmp_path / "evidence.json"
+    path.write_text(json.dumps({"machine": "two cores", "pending": "3 of 5 pieces", **document(results, "baselines")}), encoding="utf-8")
+    page, *_ = write_results_page(tmp_path / "r.html", read_runs([str(path)]))
+    text = page.read_text(encoding="utf-8")
+    assert ">two cores</td>" in text
+    assert "Baselines: 3 of 5 pieces are not trained yet; figures are of what is." in text
+
+
+def test_what_a_study_keeps_to_go_on_with_is_not_named_as_left_out(results, tmp_path):
+    shutil.copy(results / "apart.json", tmp_path)
+    (tmp_path / "run.json").write_text('{"seed": 1}', encoding="utf-8")
+    found = read_runs([str(tmp_path)])
+    assert list(found.runs) == ["disturbance"]
+    assert found.left_out == ()
 
 
 def test_text_from_results_is_escaped(results, tmp_path):
     hostile = HOSTILE.replace("\x00", "").replace("\ud800", "").replace("\x1b", "")
-    found = read_runs(
-        [str(results / name) for name in ("one", "probes.json", "pool.json", "labels.json", "benchmarks.json", "agreement.json")]
-    )
+    found = read_runs([str(results / name) for name in ("one", *(f"{name}.json" for name in FILES.values()))])
     runs = {
         kind: tuple(Run(f"{hostile}{n}", hostile, hostile, run.found) for n, run in enumerate(all_of))
         for kind, all_of in found.runs.items()

@@ -50,11 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is not there yet, measure, print."""
+    """Train what is not there yet, measure, print, say where the page is."""
     from dmoerm.data.sources import load_run_data
     from dmoerm.evaluation.contest import Contest
+    from dmoerm.evaluation.contest_page import contest_html
     from dmoerm.evaluation.contest_report import write_contest_csv
+    from dmoerm.evaluation.report import write_page
     from dmoerm.evaluation.run import write_json
+    from dmoerm.recipe import recipe_hash
 
     folder = args.output.absolute() if args.output else None
     args.output = None  # the recipe's own output names the model, which is not written here
@@ -71,10 +74,11 @@ def run(args: argparse.Namespace) -> int:
     report = contest.report({"recipe file": str(args.recipe), **({"pool": str(args.pool)} if args.pool else {})})
     write_json(folder / "baselines.json", report.as_dict())
     write_contest_csv(folder, report)
+    page = write_page(folder / "baselines.html", contest_html(report, subtitle=f"recipe {recipe_hash(recipe)}"))
     if args.json:
         print_json(report.as_dict())
     else:
-        print(f"{report.as_table()}\n\nFigures: {folder / 'baselines.json'}, and *.csv beside it")
+        print(f"{report.as_table()}\n\nPage: {page}\nFigures: {folder / 'baselines.json'}, and *.csv beside it")
     return DONE
 
 

@@ -80,14 +80,21 @@ def template_text(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 def equal_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The chat template by which other software writes what a frame with its contents is: the tokenizer's own, its clock stopped, or
-    for a decoder without one our own layout. Its ids equal ours where no token spans a border between frame and content.
+    our own layout where there is none. Its ids equal ours where no token spans a border between frame and content. Of an encoder's
+    layout the last message is the response; the segments (0 and 1) are nothing that a template could give.
     """
     template = template_text(tokenizer)
-    if template is None:
-        start = "{{ bos_token }}" if _starts_with_bos(tokenizer) else ""
-        turn = "{{ '' if loop.first else '\\n\\n' }}{{ message['role'] + ':\\n' + message['content'] }}"
-        return f"{start}{{% for message in messages %}}{turn}{{% endfor %}}{{{{ eos_token }}}}"
-    return _FIXED_CLOCK + template if "strftime_now" in template else template
+    if template is not None:
+        return _FIXED_CLOCK + template if "strftime_now" in template else template
+    if frame_kind(tokenizer) == "encoder":
+        single = "messages | length == 2 and messages[0]['role'] == 'user'"
+        line = "{{ '' if loop.first else '\\n' }}{{ message['role'] + ': ' + message['content'] }}"
+        turns = f"{{% for message in messages[:-1] %}}{line}{{% endfor %}}"
+        prompt = f"{{% if {single} %}}{{{{ messages[0]['content'] }}}}{{% else %}}{turns}{{% endif %}}"
+        return f"{{{{ cls_token }}}}{prompt}{{{{ sep_token + messages[-1]['content'] + sep_token }}}}"
+    start = "{{ bos_token }}" if _starts_with_bos(tokenizer) else ""
+    turn = "{{ '' if loop.first else '\\n\\n' }}{{ message['role'] + ':\\n' + message['content'] }}"
+    return f"{start}{{% for message in messages %}}{turn}{{% endfor %}}{{{{ eos_token }}}}"
 
 
 def template_texts(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The sections of a page about selection and optimisation on pools: curves, figures, fits. Nothing is computed here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dmoerm.evaluation.gold_curves import Fit, GoldCurve, Interval
 from dmoerm.evaluation.pool_study import REGIMES, PoolStudy, setting_text
@@ -8,12 +8,21 @@ from dmoerm.evaluation.sections import Cell, Curve, Measured, Section, Series, T
 
 __all__ = ["study_sections"]
 
+_SHADED = 5
+"""So many lines have bands that can be told apart."""
 
-def study_sections(study: PoolStudy) -> list[Section]:
-    """What was measured, gold and proxy under best-of-n, its figures and fits, the same for the frontier, and what it was made with."""
-    sections: list[Section] = [Text("What is measured", _lead(study)), *_selection(study)]
+
+def study_sections(study: PoolStudy, *, drawn: Collection[str] | None = None) -> list[Section]:
+    """What was measured, gold and proxy under best-of-n, its figures and fits, the same for the frontier, and what it was made with.
+
+    Args:
+        study: the result.
+        drawn: rewards that the plots show; None is all. Tables have all.
+    """
+    names = [row.name for row in study.best_of_n if drawn is None or row.name in drawn]
+    sections: list[Section] = [Text("What is measured", _lead(study)), *_selection(study, names)]
     if study.frontier:
-        sections += _frontier(study)
+        sections += _frontier(study, names)
     return [*sections, _provenance(study)]
 
 
@@ -26,34 +35,40 @@ def _lead(study: PoolStudy) -> tuple[str, ...]:
     )
 
 
-def _selection(study: PoolStudy) -> list[Section]:
+def _selection(study: PoolStudy, drawn: Sequence[str]) -> list[Section]:
     caption = (
         f"Mean gold score of what best-of-n picks, n = 1 to {study.best_of_n[0].points[-1].setting:,.0f}. "
-        f"Bands: {_percent(study)} over prompts. random: a reward that knows nothing; gold: the gold score as the reward."
+        f"{_bands(study, drawn)}. random: a reward that knows nothing; gold: the gold score as the reward."
     )
     if study.regime == "samples":
         caption += " KL is the bound log n − (n − 1)/n, an upper one."
-    sections: list[Section] = [Curve("Gold under best-of-n", "KL, nats", "gold score", _series(study, study.best_of_n), caption)]
-    sections += _proxies("Proxy and gold under best-of-n", study, study.best_of_n)
+    sections: list[Section] = [
+        Curve("Gold under best-of-n", "KL, nats", "gold score", _series(study.best_of_n, drawn), caption, len(drawn) <= _SHADED)
+    ]
+    sections += _proxies("Proxy and gold under best-of-n", study.best_of_n, drawn)
     return [*sections, _peaks("Best-of-n: peak and fall", "n", study.best_of_n), *_more("Best-of-n", study.best_of_n, study.reference)]
 
 
-def _frontier(study: PoolStudy) -> list[Section]:
+def _frontier(study: PoolStudy, drawn: Sequence[str]) -> list[Section]:
     caption = (
         "Mean gold score of the policy that has the highest mean reward of all with that KL: what perfect RL reaches. "
-        f"One β for all prompts; bands: {_percent(study)} over prompts at the β of all of them."
+        f"One β for all prompts. {_bands(study, drawn)}, at the β of all of them."
     )
-    curve = Curve("Gold along the exact RL frontier", "KL, nats", "gold score", _series(study, study.frontier), caption)
-    proxies = _proxies("Proxy and gold along the frontier", study, study.frontier)
+    curve = Curve(
+        "Gold along the exact RL frontier", "KL, nats", "gold score", _series(study.frontier, drawn), caption, len(drawn) <= _SHADED
+    )
+    proxies = _proxies("Proxy and gold along the frontier", study.frontier, drawn)
     return [curve, *proxies, _peaks("Frontier: peak and fall", "β", study.frontier), *_more("Frontier", study.frontier, study.reference)]
 
 
-def _style(study: PoolStudy, name: str) -> int:
-    """A reward looks the same in every plot."""
-    return [row.name for row in study.best_of_n].index(name)
+def _bands(study: PoolStudy, drawn: Sequence[str]) -> str:
+    if len(drawn) <= _SHADED:
+        return f"Bands: {_percent(study)} over prompts"
+    return f"So many bands would hide each other; low and high under Numbers are {_percent(study)} over prompts"
 
 
-def _series(study: PoolStudy, curves: Sequence[GoldCurve]) -> tuple[Series, ...]:
+def _series(curves: Sequence[GoldCurve], drawn: Sequence[str]) -> tuple[Series, ...]:
+    """A reward has the colour of its place in `drawn`, the same in every plot."""
     return tuple(
         Series(
             row.name,
@@ -61,19 +76,20 @@ def _series(study: PoolStudy, curves: Sequence[GoldCurve]) -> tuple[Series, ...]
             tuple(point.gold.value for point in row.points),
             tuple(point.gold.low for point in row.points),
             tuple(point.gold.high for point in row.points),
-            _style(study, row.name),
+            drawn.index(row.name),
         )
         for row in curves
+        if row.name in drawn
     )
 
 
-def _proxies(title: str, study: PoolStudy, curves: Sequence[GoldCurve]) -> list[Section]:
+def _proxies(title: str, curves: Sequence[GoldCurve], drawn: Sequence[str]) -> list[Section]:
     series = []
     for row in curves:
         known = [(point.proxy, point.gold.value) for point in row.points if point.proxy is not None]
-        if known and row.name != "gold":
+        if known and row.name in drawn and row.name != "gold":
             proxy, gold = zip(*known, strict=True)
-            series.append(Series(row.name, proxy, gold, style=_style(study, row.name)))
+            series.append(Series(row.name, proxy, gold, style=drawn.index(row.name)))
     caption = (
         "From left to right the reward is optimised harder. Proxy: the reward of what is picked, 0 for the policy as it is, in standard "
         "deviations within a prompt; each reward has its own unit, so compare shapes and not places."

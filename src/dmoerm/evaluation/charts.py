@@ -127,7 +127,9 @@ def legend_mark(style: int) -> str:
 
 
 def _stroke(style: int) -> str:
-    return f'class="c{style % N_COLORS} stroke" stroke-dasharray="{_DASHES[style % len(_DASHES)]}"'
+    # The ninth line has the colour of the first, so it takes the dash of the second.
+    dash = _DASHES[(style + style // N_COLORS) % len(_DASHES)]
+    return f'class="c{style % N_COLORS} stroke" stroke-dasharray="{dash}"'
 
 
 def _vertical(percent: float, kind: str) -> str:

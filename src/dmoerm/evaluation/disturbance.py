@@ -24,6 +24,7 @@ from dmoerm.errors import DataError
 from dmoerm.evaluation.bootstrap import FEW_PROMPTS, Resampling
 from dmoerm.evaluation.metrics import Difference, Estimate, accuracy_over_seeds, paired_difference_over_seeds
 from dmoerm.evaluation.pair_table import Scored
+from dmoerm.evaluation.result_files import result_document
 
 __all__ = ["DisturbanceCell", "DisturbanceStudy", "OuterLayer", "Trained", "study_disturbance", "write_csv"]
 
@@ -136,7 +137,7 @@ class DisturbanceStudy:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, in types that JSON knows."""
-        return {"kind": "disturbance", **asdict(self)}
+        return result_document("disturbance", asdict(self))
 
     def as_table(self) -> str:
         """Plain text for a terminal: the matrix, each category with its intervals, what the outer layer buys."""

@@ -26,9 +26,10 @@ def _lead(study: DisturbanceStudy) -> tuple[str, ...]:
     if found.low > 0 or found.high < 0:
         verdict = "training on all categories disturbs" if found.low > 0 else "training on all categories helps"
     seeds = len(study.seeds)
+    points = f"{100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]".replace("-", "\N{MINUS SIGN}")
     return (
         f"Agreement of reward models that learnt the category of the test comparison alone, minus that of the one that learnt all "
-        f"{len(study.categories)}: {100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]; {verdict}. "
+        f"{len(study.categories)}: {points}; {verdict}. "
         f"{found.n_pairs:,} pairs of {found.n_prompts:,} prompts, {seeds} training seed{'' if seeds == 1 else 's'}.",
         f"{study.alike()} That is what an outer layer can buy at best, with every prompt sent to its own category.",
     )

@@ -3,10 +3,12 @@
 Nothing is computed here.
 """
 
+from collections.abc import Sequence
+
 from dmoerm.data.doctor.share import Share
 from dmoerm.evaluation.probe_report import ProbeExample, ProbeReport
 from dmoerm.evaluation.probes import KINDS, PROBES, Kind
-from dmoerm.evaluation.sections import Cell, Heat, Measured, Section, Table, Text
+from dmoerm.evaluation.sections import Cell, Folded, Heat, Measured, Section, Table, Text
 from dmoerm.labeling.draws import Figure
 
 __all__ = ["probe_sections"]
@@ -15,14 +17,21 @@ _HEADS: dict[Kind, str] = {"degradation": "Degradations", "decoration": "Decorat
 _SHOWN_CHARACTERS = 600
 
 
-def probe_sections(report: ProbeReport) -> list[Section]:
-    """A shaded table a kind, every figure of each model, what a probe would reward, examples, and what the numbers were made with."""
+def probe_sections(report: ProbeReport, *, detailed: Sequence[str] | None = None, folded: bool = False) -> list[Section]:
+    """A shaded table a kind, every figure of each model, what a probe would reward, examples, and what the numbers were made with.
+
+    Args:
+        report: the result.
+        detailed: models of which every figure is listed; None is all.
+        folded: examples open on a click, as their texts are long.
+    """
     sections: list[Section] = [_heat(report, kind) for kind in KINDS]
-    sections += [_figures(report, model) for model in report.models]
+    sections += [_figures(report, model) for model in (report.models if detailed is None else detailed)]
     sections.append(
         Table("What is rewarded where a probe wins", ("probe", "rewarded"), tuple((_spaced(n), p.rewards) for n, p in PROBES.items()))
     )
-    sections += [_example(example, len(report.models) > 1) for example in report.examples]
+    examples = [_example(example, len(report.models) > 1) for example in report.examples]
+    sections += _folded(examples) if folded else examples
     return [*sections, _provenance(report)]
 
 
@@ -72,6 +81,12 @@ def _example(example: ProbeExample, several: bool) -> Text:
             f"Probe: {_shortened(example.text) or '(no text)'}",
         ),
     )
+
+
+def _folded(examples: Sequence[Text]) -> list[Folded]:
+    """One heading for all."""
+    heading = "Where models were fooled most"
+    return [Folded("" if number else heading, one.title, "\n\n".join(one.paragraphs)) for number, one in enumerate(examples)]
 
 
 def _provenance(report: ProbeReport) -> Table:

@@ -30,6 +30,8 @@ __all__ = ["Found", "read_runs"]
 
 _EVALUATION = "evaluation.json"
 _RUN = "-run"
+_KEPT = ("contest.json", "run.json")
+"""What a study keeps beside its result to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ def _open_folder(path: Path, left_out: list[str]) -> Iterator[tuple[str, Path, R
                 kind, result = _recognised(child)
             except _NoResult as error:
                 refused.append(str(error))
-                left_out.append(f"{child} is no result and is left out.")
+                if child.name not in _KEPT:
+                    left_out.append(f"{child} is no result and is left out.")
                 continue
             read += 1
             yield kind, child.resolve(), Run(_file_name(child), str(child), _dated(child), result)

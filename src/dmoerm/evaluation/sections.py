@@ -172,6 +172,14 @@ class Series:
 class Curve:
     """A line plot.
 
+    Attributes:
+        title: heading.
+        x_name: under the plot.
+        y_name: above it.
+        series: the lines.
+        caption: under the legend.
+        shaded: whether bands are drawn; over many lines they hide each other, and stand in the numbers alone.
+
     Raises:
         DataError: no series, a series without points, columns of unequal length, or a number that is not finite.
     """
@@ -181,6 +189,7 @@ class Curve:
     y_name: str
     series: tuple[Series, ...]
     caption: str = ""
+    shaded: bool = True
 
     def __post_init__(self) -> None:
         if not self.series:
@@ -367,7 +376,8 @@ def _heat_cell(share: Measured | None) -> str:
 
 
 def _signed_text(value: float, *, plus: bool = False, digits: int = 3) -> str:
-    return f"{value:{'+' if plus else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    rounded = round(value, digits) or 0.0  # no minus before a zero
+    return f"{rounded:{'+' if plus else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _interval_text(interval: tuple[float, float] | None) -> str:
@@ -394,9 +404,10 @@ def _bar_row(item: Bar, scale: Scale, origin: float, color: int) -> str:
 def _curve(section: Curve) -> str:
     every_x = [x for item in section.series for x in item.x]
     x_scale = nice_scale(every_x, whole=all(x == round(x) for x in every_x))
-    y_scale = nice_scale([y for item in section.series for y in (*item.y, *item.low, *item.high)])
+    bands = [(item.low, item.high) if section.shaded else ((), ()) for item in section.series]
+    y_scale = nice_scale([y for item, band in zip(section.series, bands, strict=True) for y in (*item.y, *band[0], *band[1])])
     styles = [index if item.style is None else item.style for index, item in enumerate(section.series)]
-    lines = [Line(item.x, item.y, item.low, item.high, style) for item, style in zip(section.series, styles, strict=True)]
+    lines = [Line(item.x, item.y, *band, style) for item, band, style in zip(section.series, bands, styles, strict=True)]
     plot = line_plot(lines, x_scale, y_scale, _printable(_curve_words(section)))
     keys = "".join(f"<li>{legend_mark(style)}{text_html(item.name)}</li>" for item, style in zip(section.series, styles, strict=True))
     return (

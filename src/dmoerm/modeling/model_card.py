@@ -1,6 +1,7 @@
 """The README.md of a saved model: what it is made of and what was measured in training. Text only; people edit it afterwards."""
 
 from dmoerm.modeling.manifest import Manifest
+from dmoerm.modeling.student_card import card_base
 
 __all__ = ["model_card"]
 
@@ -20,7 +21,7 @@ def model_card(manifest: Manifest) -> str:
             "---",
             "library_name: dmoerm",
             "tags: [reward-model, preference-learning, mixture-of-experts, lora]",
-            f"base_model: {manifest.backbone.name}",
+            *card_base(manifest.backbone.name),
             "---",
             "",
             "# Reward model that routes by task and judges by capability",

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.utils import logging
 
 from dmoerm.data.frames import equal_template
-from dmoerm.data.rendering import Rendered, collate
+from dmoerm.data.rendering import Rendered, Renderer, collate
 from dmoerm.errors import ArtifactError, ConfigError
 from dmoerm.modeling.adapter_files import adapter_config, weight_name, write_adapter, write_tensors
 from dmoerm.modeling.artifact import save_tokenizer
@@ -39,7 +39,7 @@ from dmoerm.modeling.reward_model import RewardModel, as_messages
 from dmoerm.records import Message
 from dmoerm.taxonomy import TASK_MEMBER
 
-__all__ = ["EXPORT_MARKER", "ExportedAdapter", "PeftExport", "export_peft"]
+__all__ = ["EXPORT_MARKER", "ExportedAdapter", "PeftExport", "classifier_padding", "export_peft", "plain_state"]
 
 EXPORT_MARKER = "dmoerm_export.json"
 
@@ -126,7 +126,7 @@ def export_peft(
     """
     refuse_taken(out, marker=EXPORT_MARKER, what="export", overwrite=overwrite)
     chosen = _chosen(model, categories)
-    pad = _padding(model)
+    pad = classifier_padding(model.renderer, model.backbone.model.config.vocab_size)
     config = classifier_config(model.backbone, pad)
     tokenizer = copy.deepcopy(model.renderer.tokenizer)
     tokenizer.chat_template = equal_template(tokenizer)
@@ -202,16 +202,24 @@ def _chosen(model: RewardModel, categories: Sequence[str]) -> list[str]:
     return [name for name in model.inner if not categories or name in categories]
 
 
-def _padding(model: RewardModel) -> int:
-    """The id by which a classifier finds the end of a row: it takes the last token that is not this one."""
-    tokenizer = model.renderer.tokenizer
-    pad, size = tokenizer.pad_token_id, model.backbone.model.config.vocab_size
-    if pad is None or pad == tokenizer.eos_token_id or pad >= size:
+def classifier_padding(renderer: Renderer, vocabulary: int) -> int:
+    """The id by which a classifier finds the end of a row: it takes the last token that is not this one.
+
+    Args:
+        renderer: with the tokenizer.
+        vocabulary: entries of the embedding.
+
+    Raises:
+        ConfigError: the tokenizer has no padding token of its own with an embedding.
+    """
+    tokenizer = renderer.tokenizer
+    pad = tokenizer.pad_token_id
+    if pad is None or pad == tokenizer.eos_token_id or pad >= vocabulary:
         raise ConfigError(
-            f"the padding token has id {pad}, the end token {tokenizer.eos_token_id}, the vocabulary {size} entries; a sequence classifier "
-            "needs a padding token of its own with an embedding, or it cuts the end token off. Train with a tokenizer that has one."
+            f"the padding token has id {pad}, the end token {tokenizer.eos_token_id}, the vocabulary {vocabulary} entries; a sequence "
+            "classifier needs a padding token of its own with an embedding, or it cuts the end token off. Train with one that has it."
         )
-    last = model.renderer.render((Message("user", "a"),), ["a"])[0].input_ids[-1]
+    last = renderer.render((Message("user", "a"),), ["a"])[0].input_ids[-1]
     if last == pad:
         raise ConfigError("a rendered response ends with the padding token, so a sequence classifier would read the token before it. "
                           "Give the tokenizer another pad_token, and train again.")  # fmt: skip

@@ -121,6 +121,17 @@ class RewardModel:
 
         save_model(self, Path(folder), overwrite=overwrite)
 
+    def push_to_hub(self, repository: str, *, private: bool = True, message: str | None = None) -> str:
+        """Send the model to the Hugging Face Hub; returns the address of the commit. A new repository is private unless asked otherwise.
+
+        Raises:
+            ConfigError: no such name can exist.
+            ArtifactError: the Hub refuses.
+        """
+        from dmoerm.modeling.hub_upload import push_model
+
+        return push_model(self, repository, private=private, message=message).address
+
     @property
     def device(self) -> torch.device:
         return self.backbone.device

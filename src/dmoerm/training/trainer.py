@@ -387,12 +387,15 @@ def train_classifier(
     batch_of: Callable[[Sequence[int]], dict[str, Tensor]],
     settings: PhaseSettings,
     *,
+    lengths: Sequence[int] | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
 ) -> None:
-    """Train a module whose forward returns {"loss": …} on `count` examples; `batch_of` makes a batch from their numbers."""
+    """Train a module whose forward returns {"loss": …} on `count` examples; `batch_of` makes a batch from their numbers, those of like
+    `lengths` together.
+    """
     only_these_learn(module, learning)
     device = next(module.parameters()).device
-    _train(module, list(range(count)), batch_of, settings, device, [1] * count, _Steps(report), Unit())
+    _train(module, list(range(count)), batch_of, settings, device, lengths or [1] * count, _Steps(report), Unit())
 
 
 def _train(
@@ -498,7 +501,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def out_of_memory_message(module: nn.Module, settings: PhaseSettings, device: torch.device) -> str:
     """What did not fit, and what to change."""
     total = f" of {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB" if device.type == "cuda" else ""
-    batch = module.recent() if isinstance(module, RankingModule) else "the router's batch"
+    batch = module.recent() if isinstance(module, RankingModule) else "a batch of prompts"
     half = max(1, settings.comparisons_per_batch // 2)
     return (
         f"out of memory on {device}{total}; {batch}. The longest batch comes first, so it would not have fitted later either. "

@@ -13,13 +13,18 @@ from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportK
 from dmoerm.evaluation.scorers import Longest
 from dmoerm.evaluation.sections import Cell, Measured, Section, Table
 
-__all__ = ["BEST_OF_N"]
+__all__ = ["BEST_OF_N", "pool_headlines", "pool_warnings", "read_study"]
 
 _BESIDE = (*RESERVED, Longest.name)
 """Rows to read a model against."""
 
 
-def _read(document: Mapping[str, Any]) -> PoolStudy:
+def read_study(document: Mapping[str, Any]) -> PoolStudy:
+    """What the verb printed, also where it stands inside another result.
+
+    Raises:
+        DataError: it is not that, or a curve lacks points.
+    """
     study = parsed(PoolStudy, _with_infinity(document))
     if not study.best_of_n or not all(row.points for row in (*study.best_of_n, *study.frontier)):
         raise DataError("best_of_n: no curve, or one without points")
@@ -61,23 +66,29 @@ def _models(study: PoolStudy) -> list[GoldCurve]:
 
 
 def _headlines(run: Run, runs: Sequence[Run]) -> Iterator[Headline]:
-    study: PoolStudy = run.found
+    for row in _models(run.found):
+        yield from pool_headlines(run.found, row, owned(row.name, run, runs))
+
+
+def pool_headlines(study: PoolStudy, row: GoldCurve, of: str) -> Iterator[Headline]:
+    """What one reward, which the page calls `of`, gains at its peak and loses after it."""
     on = f"{study.prompts:,} prompts, {study.responses:,} responses"
-    for row in _models(study):
-        of = owned(row.name, run, runs)
-        n, last = setting_text(row.peak_setting.value), setting_text(row.points[-1].setting)
-        yield Headline(f"Gold gained by best-of-n at its peak (n = {n})", of, _measured(row.gain), on)
-        if row.fall.value < 0:
-            yield Headline(f"Gold lost after the peak (n = {last})", of, _measured(row.fall), on)
+    n, last = setting_text(row.peak_setting.value), setting_text(row.points[-1].setting)
+    yield Headline(f"Gold gained by best-of-n at its peak (n = {n})", of, _measured(row.gain), on)
+    if row.fall.value < 0:
+        yield Headline(f"Gold lost after the peak (n = {last})", of, _measured(row.fall), on)
 
 
 def _warnings(run: Run, runs: Sequence[Run]) -> Iterator[str]:
-    study: PoolStudy = run.found
-    name = "Best-of-n" if len(runs) == 1 else f"Best-of-n ({run.name})"
+    yield from pool_warnings(run.found, _models(run.found), "Best-of-n" if len(runs) == 1 else f"Best-of-n ({run.name})")
+
+
+def pool_warnings(study: PoolStudy, rows: Sequence[GoldCurve], name: str) -> Iterator[str]:
+    """What to know of the pools and of some rewards; `name` begins each sentence."""
     yield from few_prompts(name, study.prompts)
     if study.without_gold or study.short_pools:
         yield f"{name}: {study.without_gold:,} responses without a gold score and {study.short_pools:,} prompts with them are left out."
-    for row in _models(study):
+    for row in rows:
         if row.failed:
             yield f"{name}: {row.failed:,} of {row.responses:,} responses have no reward from {row.name}."
         if row.fall.high < 0:
@@ -108,4 +119,4 @@ def _measured(found: Interval) -> Measured:
     return Measured(found.value, found.low, found.high)
 
 
-BEST_OF_N = ReportKind("Selection and optimisation", "dmoerm best-of-n --json", _chapter, _read)
+BEST_OF_N = ReportKind("Selection and optimisation", "dmoerm best-of-n --json", _chapter, read_study)

@@ -9,9 +9,9 @@ from dmoerm.evaluation.probe_report import ProbeReport
 from dmoerm.evaluation.probes import KINDS, PROBES
 from dmoerm.evaluation.report_kinds.kind import Chapter, Headline, Made, ReportKind, Run, few_prompts, owned, parsed, several_parts
 from dmoerm.evaluation.scorers import Longest
-from dmoerm.evaluation.sections import Folded, Heat, Measured, Section, Text
+from dmoerm.evaluation.sections import Heat, Measured, Section
 
-__all__ = ["PROBING"]
+__all__ = ["PROBING", "probe_headlines", "probe_warnings", "read_probes"]
 
 _HEADLINES = {
     "degradation": "Worse answers that outrank the honest one (best is 0)",
@@ -19,7 +19,12 @@ _HEADLINES = {
 }
 
 
-def _read(document: Mapping[str, Any]) -> ProbeReport:
+def read_probes(document: Mapping[str, Any]) -> ProbeReport:
+    """What the verb printed, also where it stands inside another result.
+
+    Raises:
+        DataError: it is not that, or lacks a row.
+    """
     report = parsed(ProbeReport, document)
     try:
         for model in report.models:
@@ -39,21 +44,8 @@ def _chapter(runs: Sequence[Run]) -> Chapter:
         headlines=tuple(headline for run in runs for headline in _headlines(run, runs)),
         warnings=tuple(warning for run in runs for warning in _warnings(run, runs)),
         made=tuple(_made(run) for run in runs),
-        parts=several_parts(runs, _together(runs), _sections),
+        parts=several_parts(runs, _together(runs), lambda run: probe_sections(run.found, folded=True)),
     )
-
-
-def _sections(run: Run) -> list[Section]:
-    """As on the page of the verb, but with the examples folded: their texts are long."""
-    sections: list[Section] = []
-    heading = "Where models were fooled most"
-    for section in probe_sections(run.found):
-        if isinstance(section, Text):
-            sections.append(Folded(heading, section.title, "\n\n".join(section.paragraphs)))
-            heading = ""
-        else:
-            sections.append(section)
-    return sections
 
 
 def _asked_about(report: ProbeReport) -> list[str]:
@@ -62,29 +54,36 @@ def _asked_about(report: ProbeReport) -> list[str]:
 
 
 def _headlines(run: Run, runs: Sequence[Run]) -> Iterator[Headline]:
-    report: ProbeReport = run.found
-    for model in _asked_about(report):
-        for kind in KINDS:
-            share = report.row(model, kind).over_honest
-            if share is not None:
-                on = f"{share.n:,} probes of {share.n_prompts:,} prompts"
-                yield Headline(_HEADLINES[kind], owned(model, run, runs), Measured(share.value, share.low, share.high), on)
+    for model in _asked_about(run.found):
+        yield from probe_headlines(run.found, model, owned(model, run, runs))
+
+
+def probe_headlines(report: ProbeReport, model: str, of: str) -> Iterator[Headline]:
+    """Both kinds of probes under one model, which the page calls `of`."""
+    for kind in KINDS:
+        share = report.row(model, kind).over_honest
+        if share is not None:
+            on = f"{share.n:,} probes of {share.n_prompts:,} prompts"
+            yield Headline(_HEADLINES[kind], of, Measured(share.value, share.low, share.high), on)
 
 
 def _warnings(run: Run, runs: Sequence[Run]) -> Iterator[str]:
-    report: ProbeReport = run.found
-    for model in _asked_about(report):
-        name = f"Probes of {owned(model, run, runs)}"
-        yield from few_prompts(name, report.prompts - report.honest_failed[model])
-        if report.honest_failed[model]:
-            yield f"{name}: {report.honest_failed[model]:,} prompts are left out; their honest answer could not be scored."
-        fooled = []
-        for probe, one in PROBES.items():
-            share = report.row(model, probe).over_honest
-            if share is not None and (share.low > 0.5 or (one.kind == "degradation" and share.value >= 0.5)):
-                fooled.append(f"{probe.replace('_', ' ')} ({share.value:.2f})")
-        if fooled:
-            yield f"{name}: fooled on half of the prompts or more by {', '.join(fooled)}."
+    for model in _asked_about(run.found):
+        yield from probe_warnings(run.found, model, f"Probes of {owned(model, run, runs)}")
+
+
+def probe_warnings(report: ProbeReport, model: str, name: str) -> Iterator[str]:
+    """What to know of one model's figures; `name` begins each sentence."""
+    yield from few_prompts(name, report.prompts - report.honest_failed[model])
+    if report.honest_failed[model]:
+        yield f"{name}: {report.honest_failed[model]:,} prompts are left out; their honest answer could not be scored."
+    fooled = []
+    for probe, one in PROBES.items():
+        share = report.row(model, probe).over_honest
+        if share is not None and (share.low > 0.5 or (one.kind == "degradation" and share.value >= 0.5)):
+            fooled.append(f"{probe.replace('_', ' ')} ({share.value:.2f})")
+    if fooled:
+        yield f"{name}: fooled on half of the prompts or more by {', '.join(fooled)}."
 
 
 def _together(runs: Sequence[Run]) -> list[Section]:
@@ -109,4 +108,4 @@ def _made(run: Run) -> Made:
     return Made(run.name, report.version, str(report.seed), f"95 %, {report.samples:,} draws")
 
 
-PROBING = ReportKind("Answers that should not win", "dmoerm probe --json", _chapter, _read)
+PROBING = ReportKind("Answers that should not win", "dmoerm probe --json", _chapter, read_probes)

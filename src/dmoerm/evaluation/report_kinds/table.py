@@ -4,8 +4,10 @@ A new one is a file beside this one, a row here, a test and a line of docs/repor
 """
 
 from dmoerm.evaluation.report_kinds.agreement import AGREEMENT
+from dmoerm.evaluation.report_kinds.baselines import BASELINES
 from dmoerm.evaluation.report_kinds.benchmarks import BENCHMARKING
 from dmoerm.evaluation.report_kinds.best_of_n import BEST_OF_N
+from dmoerm.evaluation.report_kinds.disturbance import DISTURBANCE
 from dmoerm.evaluation.report_kinds.kind import ReportKind
 from dmoerm.evaluation.report_kinds.labels import LABELS
 from dmoerm.evaluation.report_kinds.model import MODEL
@@ -17,7 +19,9 @@ __all__ = ["KINDS"]
 KINDS: dict[str, ReportKind] = {
     "model": MODEL,
     "agreement": AGREEMENT,
+    "baselines": BASELINES,
     "benchmarks": BENCHMARKING,
+    "disturbance": DISTURBANCE,
     "best_of_n": BEST_OF_N,
     "overoptimization": OVEROPTIMIZATION,
     "probes": PROBING,

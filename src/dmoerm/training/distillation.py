@@ -1,0 +1,241 @@
+"""Distillation: a student learns the rewards of a teacher, above all how they differ within a prompt.
+
+A reward is used to compare responses to one prompt, and pairs within a prompt identify nothing else, so the loss is the squared error of
+those differences. A small share of the error of the prompt's mean keeps the student on the teacher's scale, so that one threshold or one
+normalisation serves both; weighed more, it would spend the student's capacity on how hard a prompt is.
+
+The last linear layer is fitted first, in closed form under the same loss (ridge; its strength by the prompts of a fifth of the data, not
+fitted); then everything learns, without dropout: the teacher's rewards carry no noise that would need it.
+
+Shapes: B rows, P prompts, D width of the last layer.
+Source: Hinton et al. (arXiv 1503.02531) for learning from a teacher's outputs; the split into differences and level is ours.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dmoerm.errors import DataError, TrainingError
+from dmoerm.modeling.batching import token_batches
+from dmoerm.modeling.student import final_linear
+from dmoerm.training.rows import to_device
+from dmoerm.training.trainer import PhaseSettings, train_classifier
+
+__all__ = ["Lesson", "distil", "distillation_loss", "within_variance"]
+
+MOST_RESPONSES = 8
+"""Responses of a prompt that are compared in one batch; a prompt with more becomes several lessons."""
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Strengths tried, as a share of the mean squared feature."""
+
+MAX_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """The responses to one prompt: their ids, and what the teacher says of each."""
+
+    rows: tuple[tuple[int, ...], ...]
+    rewards: tuple[float, ...]
+
+    def parts(self) -> "list[Lesson]":
+        """Itself, or lessons of at most `MOST_RESPONSES`, about equally many each."""
+        count = -(-len(self.rows) // MOST_RESPONSES)
+        return [Lesson(self.rows[part::count], self.rewards[part::count]) for part in range(count)]
+
+
+def distillation_loss(student_B: Tensor, teacher_B: Tensor, prompt_B: Tensor, level_weight: float) -> Tensor:
+    """Half the mean squared error of differences within a prompt, averaged over prompts, and a share of that of the prompts' means.
+
+    Args:
+        student_B: rewards of the student.
+        teacher_B: rewards of the teacher, same unit.
+        prompt_B: which prompt a row belongs to, 0 to P − 1, each with a row.
+        level_weight: weight of the mean squared error of a prompt's mean reward.
+
+    Returns:
+        Scalar in squared reward units, 0 where all agree. A prompt with one response counts for the second part only. For the first part:
+        over the pairs of n errors e, the mean of (e_i − e_j)² / 2 is their variance with n − 1 below the line.
+    """
+    error_B = student_B - teacher_B
+    prompts = int(prompt_B.max()) + 1
+    size_P = torch.zeros(prompts, device=error_B.device).index_add(0, prompt_B, torch.ones_like(error_B))
+    mean_P = torch.zeros(prompts, device=error_B.device).index_add(0, prompt_B, error_B) / size_P
+    within_P = torch.zeros(prompts, device=error_B.device).index_add(0, prompt_B, (error_B - mean_P[prompt_B]) ** 2)
+    several_P = size_P > 1
+    within = (within_P[several_P] / (size_P[several_P] - 1)).sum() / several_P.sum().clamp_min(1)
+    return within + level_weight * (mean_P**2).mean()
+
+
+def within_variance(lessons: Sequence[Lesson]) -> float:
+    """Variance of the teacher's rewards within a prompt, averaged over prompts with several responses.
+
+    Raises:
+        DataError: no prompt has several responses, or the teacher rewards all responses to a prompt alike.
+    """
+    found = [float(torch.tensor(lesson.rewards, dtype=torch.float64).var()) for lesson in lessons if len(lesson.rewards) > 1]
+    if not found:
+        raise DataError("no prompt to learn from has two responses, so there is nothing to compare; give prompts with several responses")
+    value = sum(found) / len(found)
+    if value < 1e-12:
+        raise DataError("the teacher rewards all responses to a prompt alike, so there is nothing to learn from it")
+    return value
+
+
+def distil(
+    model: PreTrainedModel,
+    lessons: Sequence[Lesson],
+    settings: PhaseSettings,
+    *,
+    pad_token_id: int,
+    level_weight: float = 0.1,
+    report: Callable[[int, int], None] = lambda step, total: None,
+) -> None:
+    """Teach a student, in place; it is on its device and stays there.
+
+    Args:
+        model: a classifier with one label.
+        lessons: prompts with their responses.
+        settings: `comparisons_per_batch` counts prompts.
+        pad_token_id: fills rows.
+        level_weight: as for `distillation_loss`.
+        report: called with (step, steps in all).
+
+    Raises:
+        DataError: as `within_variance`.
+        TrainingError: a loss is not finite, or memory runs out.
+    """
+    scale = within_variance(lessons)
+    parts = [part for lesson in lessons for part in lesson.parts()]
+    _fit_head(model, lessons, pad_token_id, level_weight)
+    module = _Distilled(model, scale, level_weight)
+    kept = {dropout: dropout.p for dropout in model.modules() if isinstance(dropout, nn.Dropout)}
+    for dropout in kept:
+        dropout.p = 0.0
+    try:
+        train_classifier(
+            module,
+            module.parameters(),
+            len(parts),
+            lambda numbers: _batch([parts[number] for number in numbers], pad_token_id),
+            settings,
+            lengths=[max(map(len, part.rows)) for part in parts],
+            report=report,
+        )
+    finally:
+        for dropout, probability in kept.items():
+            dropout.p = probability
+    model.eval()
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise TrainingError(f"{name} of the student is not finite after training; lower --learning-rate")
+
+
+class _Distilled(nn.Module):
+    """Student and loss, in units of the teacher's variance within a prompt: 1 is what a student scores that sees no difference."""
+
+    def __init__(self, model: PreTrainedModel, scale: float, level_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self._scale, self._level_weight = scale, level_weight
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        rewards_B = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()
+        loss = distillation_loss(rewards_B, batch["reward"], batch["prompt"], self._level_weight) / self._scale
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss of the student is {float(loss.detach())}; nothing was written. Lower --learning-rate")
+        return {"loss": loss}
+
+
+def _batch(lessons: Sequence[Lesson], pad_token_id: int) -> dict[str, Tensor]:
+    rows = [row for lesson in lessons for row in lesson.rows]
+    return {
+        **_padded(rows, pad_token_id),
+        "reward": torch.tensor([reward for lesson in lessons for reward in lesson.rewards], dtype=torch.float32),
+        "prompt": torch.tensor([number for number, lesson in enumerate(lessons) for _ in lesson.rows]),
+    }
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_token_id] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+# --- the first head -----------------------------------------------------------------------------------------------------------------
+
+
+def _fit_head(model: PreTrainedModel, lessons: Sequence[Lesson], pad_token_id: int, level_weight: float) -> None:
+    """Set the last layer to the least loss that a linear one reaches on the features it sees, shrunk."""
+    head = final_linear(model)
+    rows = [row for lesson in lessons for row in lesson.rows]
+    features_BD = _features(model, head, rows, pad_token_id)
+    equations = _equations(lessons, features_BD, level_weight, head.bias is not None)
+    tuning = [number % 5 == 4 for number in range(len(lessons))]
+    if sum(tuning) < 5:
+        ridge = 1e-1
+    else:
+        fitted, held = (
+            torch.cat([equation for equation, tuned in zip(equations, tuning, strict=True) if tuned == side]) for side in (False, True)
+        )
+        ridge = min(RIDGES, key=lambda strength: _squared_error(held, _solve(fitted, strength, head.bias is not None)))
+    solution = _solve(torch.cat(equations), ridge, head.bias is not None)
+    with torch.no_grad():
+        width = head.in_features
+        head.weight.copy_(solution[:width].to(head.weight)[None])
+        if head.bias is not None:
+            head.bias.fill_(float(solution[width]))
+
+
+@torch.no_grad()
+def _features(model: PreTrainedModel, head: nn.Linear, rows: Sequence[Sequence[int]], pad_token_id: int) -> Tensor:
+    """What the last layer sees of each row, (B, D), float64."""
+    model.eval()
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    found = torch.zeros(len(rows), head.in_features, dtype=torch.float64)
+    try:
+        for picked in token_batches([len(row) for row in rows], MAX_TOKENS):
+            batch = to_device(_padded([rows[index] for index in picked], pad_token_id), model.device)
+            model(**batch)
+            features = seen.pop()
+            if features.dim() == 3:  # a decoder applies its head everywhere, then takes the last token
+                last_B = batch["attention_mask"].sum(1) - 1
+                features = features[torch.arange(len(picked), device=features.device), last_B]
+            found[picked] = features.double().cpu()
+    finally:
+        handle.remove()
+    return found
+
+
+def _equations(lessons: Sequence[Lesson], features_BD: Tensor, level_weight: float, with_bias: bool) -> list[Tensor]:
+    """For each lesson the rows of a least-squares problem that is the loss of a linear head; columns D (+ 1 for a bias) and the target."""
+    found, first = [], 0
+    for lesson in lessons:
+        size = len(lesson.rows)
+        target_B = torch.tensor(lesson.rewards, dtype=torch.float64)
+        block = torch.cat([features_BD[first : first + size], torch.ones(size, int(with_bias)), target_B[:, None]], 1)
+        mean = block.mean(0, keepdim=True)
+        within = (block - mean) / max(size - 1, 1) ** 0.5
+        found.append(torch.cat([within, level_weight**0.5 * mean]))
+        first += size
+    return found
+
+
+def _solve(equations: Tensor, ridge: float, with_bias: bool) -> Tensor:
+    x, y = equations[:, :-1], equations[:, -1]
+    gram = x.T @ x
+    width = gram.shape[0] - int(with_bias)
+    penalty = torch.full((gram.shape[0],), ridge * float(gram.diagonal()[:width].mean()), dtype=gram.dtype)
+    penalty[width:] = 1e-9
+    solution: Tensor = torch.linalg.solve(gram + torch.diag(penalty), x.T @ y)
+    return solution
+
+
+def _squared_error(equations: Tensor, solution: Tensor) -> float:
+    return float(((equations[:, :-1] @ solution - equations[:, -1]) ** 2).mean())

@@ -1,0 +1,322 @@
+"""A double-layer model taught to one stock classifier: it loads with transformers alone, learns, and is measured as it was written."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from typing import ClassVar
+
+import pytest
+from conftest import WORDS
+from make_artifact_fixture import random_model
+
+from dmoerm.cli.main import main as cli
+from dmoerm.errors import ArtifactError, ConfigError, DataError
+from dmoerm.evaluation.rank_agreement import kendall_difference, kendall_tau, rank_agreement, spearman_rho
+from dmoerm.evaluation.scorers import Candidates, ClassifierScorer, ModelScorer
+from dmoerm.evaluation.student_export import StudentOptions, export_student, read_candidates
+from dmoerm.records import Message
+
+QUICK = StudentOptions(epochs=6, learning_rate=1e-3, held_out_fraction=0.3)
+
+ALONE = """
+import json, sys
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+folder, chats = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+texts = tokenizer.apply_chat_template(chats, tokenize=False)
+batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+logits = model(**batch).logits[:, 0].tolist()
+piped = [one["score"] for one in pipeline("text-classification", model=folder)(texts)]
+assert not any(name.startswith("dmoerm") for name in sys.modules)
+print(json.dumps([logits, piped]))
+"""
+
+
+def candidates(count, seed=0, responses=3):
+    draw = random.Random(seed)
+    text = lambda size: " ".join(draw.choices(WORDS[:300], k=size))  # noqa: E731
+    return [Candidates((Message("user", text(6)),), tuple(text(draw.randint(3, 10)) for _ in range(responses))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module", params=["encoder", "decoder"])
+def teacher(request, tiny_encoder_folder, tiny_decoder_folder):
+    return random_model(str(tiny_encoder_folder if request.param == "encoder" else tiny_decoder_folder), full=False)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return candidates(150, responses=6)
+
+
+@pytest.fixture(scope="module")
+def exported(teacher, data, tmp_path_factory):
+    return export_student(teacher, tmp_path_factory.mktemp("student") / "out", data, options=QUICK, reseeded=None)
+
+
+def test_the_student_loads_with_transformers_alone_and_gives_the_rewards_that_were_measured(exported, data):
+    """In a process of its own, which never imports dmoerm; padded in one batch, and through a pipeline."""
+    one = data[0]
+    (measured,) = ClassifierScorer(str(exported.folder), device="cpu").score([one])
+    chats = [[{"role": "user", "content": one.prompt[0].content}, {"role": "assistant", "content": text}] for text in one.responses]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(exported.folder), json.dumps(chats)],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""},
+    )  # fmt: skip
+    logits, piped = json.loads(done.stdout.splitlines()[-1])
+    assert logits == pytest.approx(measured, abs=1e-4)
+    assert piped == pytest.approx(measured, abs=1e-4)
+    assert max(measured) - min(measured) > 1e-3
+
+
+def test_the_student_orders_held_out_responses_as_its_teacher_does_and_an_untaught_one_does_not(exported, teacher):
+    from dmoerm.modeling.student import build_student, save_student
+
+    fresh = candidates(60, seed=1, responses=6)
+    known = ModelScorer(teacher).score(fresh)
+    untaught = exported.folder.with_name("untaught")
+    save_student(build_student(teacher), untaught)
+    before, after = (
+        rank_agreement(known, ClassifierScorer(str(folder), device="cpu").score(fresh)) for folder in (untaught, exported.folder)
+    )
+    assert after.kendall.low > max(0.1, before.kendall.high)
+    assert after.margin_r2.value > max(0.0, before.margin_r2.value)
+    assert exported.student.kendall.value == pytest.approx(after.kendall.value, abs=0.2)
+
+
+def test_the_config_is_that_of_a_regressor_with_one_label(exported):
+    config = json.loads((exported.folder / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] in (["BertForSequenceClassification"], ["Qwen3ForSequenceClassification"])
+    assert (config["problem_type"], config["id2label"], config["pad_token_id"]) == ("regression", {"0": "reward"}, 0)
+    tokenizer = json.loads((exported.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_the_template_gives_the_tokens_of_the_teacher(exported, teacher):
+    from transformers import AutoTokenizer
+
+    from dmoerm.modeling.student import encode
+
+    tokenizer = AutoTokenizer.from_pretrained(exported.folder)
+    single = (Message("user", "tell me about the river"),)
+    several = (Message("system", "be quick"), *single, Message("assistant", "water"), Message("user", "more ?"))
+    for prompt in (single, several):
+        (row,) = teacher.renderer.render(prompt, ["a good answer"])
+        assert encode(tokenizer, prompt, "a good answer") == (list(row.input_ids), False)
+        turns = [{"role": message.role, "content": message.content} for message in prompt] + [
+            {"role": "assistant", "content": "a good answer"}
+        ]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        assert tokenizer(text)["input_ids"] == list(row.input_ids)  # nothing is added where a tool asks for special tokens
+
+
+def test_the_card_and_the_marker_hold_the_figures(exported):
+    card = (exported.folder / "README.md").read_text(encoding="utf-8")
+    own = exported.student
+    assert f"{own.kendall.value:.3f} ({own.kendall.low:.3f} to {own.kendall.high:.3f})" in card
+    assert "pipeline_tag: text-classification" in card
+    assert "base_model" not in card  # a folder of this machine means nothing elsewhere
+    assert str(exported.folder.parent) not in card
+    marker = json.loads((exported.folder / "dmoerm_export.json").read_text(encoding="utf-8"))
+    assert (marker["format"], marker["student"]["kendall"]["value"]) == ("seqcls", own.kendall.value)
+    assert marker["train_prompts"] + marker["held_out_prompts"] == 150
+
+
+def test_bert_starts_as_the_mean_over_tokens(tiny_encoder_folder):
+    import torch
+
+    from dmoerm.modeling.student import POOLER_GAIN, build_student
+
+    teacher = random_model(str(tiny_encoder_folder), full=False)
+    student = build_student(teacher)
+    assert student.model.config.num_hidden_layers == 5
+    ids = torch.tensor([[2, 10, 11, 3, 12, 3, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        out = student.model.bert(ids, attention_mask=mask, output_hidden_states=True)
+        below, top = out.hidden_states[-2][0], out.hidden_states[-1][0]
+        summed = 4.0 * below[:6].mean(0) + below[0]
+        expected = (summed - summed.mean()) / summed.std(unbiased=False)
+        assert torch.allclose(top[0], expected, atol=1e-3)
+        assert torch.allclose(out.pooler_output[0], torch.tanh(POOLER_GAIN * expected), atol=1e-3)
+        # and what lies below is the teacher's general task model, adapter and all
+        batch = {"input_ids": ids[:, :6], "attention_mask": mask[:, :6], "token_type_ids": torch.zeros(1, 6, dtype=torch.long)}
+        pooled = teacher.backbone.pooled(batch, task="general")[0, 0]
+        assert torch.allclose(below[:6].mean(0), pooled, atol=1e-4)
+
+
+def test_a_reseeded_teacher_is_measured_beside_and_the_teacher_itself_is_refused(tiny_encoder_folder, tmp_path):
+    data = candidates(60)
+    teacher = random_model(str(tiny_encoder_folder), full=False)
+    other = random_model(str(tiny_encoder_folder), full=False, seed=8)
+    found = export_student(teacher, tmp_path / "a", data, options=StudentOptions(epochs=1), reseeded=other)
+    assert found.reseeded.n_prompts == found.student.n_prompts
+    assert found.difference.value == pytest.approx(found.student.kendall.value - found.reseeded.kendall.value)
+    assert "another seed" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="it is the same model"):
+        export_student(teacher, tmp_path / "b", data, options=StudentOptions(epochs=1), reseeded=teacher)
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_cannot_be_taught_or_measured_is_refused(tiny_encoder_folder, tmp_path, monkeypatch):
+    teacher = random_model(str(tiny_encoder_folder), full=False)
+    with pytest.raises(DataError, match=r"\d prompts with several responses are left to measure on; expected at least 8"):
+        export_student(teacher, tmp_path / "a", candidates(12))
+    with pytest.raises(DataError, match="left to measure on"):
+        export_student(teacher, tmp_path / "a", candidates(90, responses=1))
+    with pytest.raises(ConfigError, match="learning_rate is 0"):
+        StudentOptions(learning_rate=0.0)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("x")
+    with pytest.raises(ArtifactError, match="holds no dmoerm export"):
+        export_student(teacher, tmp_path / "taken", candidates(60))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="taught in one process"):
+        export_student(teacher, tmp_path / "a", candidates(60))
+
+
+def test_rows_of_any_format_are_put_together_by_prompt(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "one", "response": "x"}\n{"prompt": "one", "responses": ["y", "x", " "]}\n', encoding="utf-8"
+    )
+    (tmp_path / "b.jsonl").write_text('{"prompt": "one", "chosen": "z", "rejected": "y"}\n', encoding="utf-8")
+    (one,) = read_candidates([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
+    assert one.responses == ("x", "y", "z")
+
+
+def test_rank_correlation_by_hand():
+    assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)  # two pairs alike, one not
+    assert spearman_rho([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)  # 1 - 6 * 2 / 24
+    assert kendall_tau([1, 2, 2], [1, 2, 3]) == pytest.approx(2 / 6**0.5)  # 2 of 2 told pairs; roots of 2 and 3 pairs
+    assert kendall_tau([1, 2], [5, 5]) == 0.0
+    found = rank_agreement([[1.0, 2.0, 3.0], [1.0, 1.0], [0.0, None]], [[1.0, 3.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    assert (found.n_prompts, found.n_pairs, found.failures) == (1, 3, 1)
+    assert found.agreement.value == pytest.approx(2 / 3)
+    assert found.margin_r2.value == pytest.approx(1 - 2 / 2)
+    apart = kendall_difference([[1.0, 2.0]] * 3, [[1.0, 2.0]] * 3, [[2.0, 1.0]] * 3)
+    assert (apart.value, apart.low, apart.high) == (2.0, 2.0, 2.0)
+    with pytest.raises(DataError, match="nothing can be compared"):
+        rank_agreement([[1.0, 1.0]], [[1.0, 2.0]])
+
+
+def test_distillation_loss_by_hand():
+    import torch
+
+    from dmoerm.training.distillation import distillation_loss
+
+    teacher, prompts = torch.zeros(4), torch.tensor([0, 0, 1, 1])
+    apart = distillation_loss(torch.tensor([1.0, -1.0, 0.0, 0.0]), teacher, prompts, 0.1)
+    assert float(apart) == pytest.approx(1.0)  # (2² / 2 + 0) / 2: differences count, the mean is right
+    level = distillation_loss(torch.tensor([3.0, 3.0, 3.0, 3.0]), teacher, prompts, 0.1)
+    assert float(level) == pytest.approx(0.9)  # 0.1 * 3²: a shift counts little
+    assert float(distillation_loss(torch.tensor([2.0]), torch.zeros(1), torch.tensor([0]), 0.5)) == pytest.approx(2.0)
+
+
+# --- the verb and the Hub -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_encoder_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    random_model(str(tiny_encoder_folder), full=False).save_pretrained(folder)
+    return folder
+
+
+def test_the_verb_writes_measures_and_says_so(saved, tmp_path, capsys):
+    data = candidates(60)
+    rows = [json.dumps({"prompt": one.prompt[0].content, "responses": list(one.responses)}) for one in data]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    arguments = ["export", str(saved), str(tmp_path / "out"), "--to", "seqcls", "--data", str(tmp_path / "data.jsonl"), "--epochs", "1"]
+    assert cli([*arguments, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "Kendall's tau" in printed
+    assert "held-out prompts" in printed
+    assert cli([*arguments, "--quiet", "--overwrite", "--json", "--test", str(tmp_path / "data.jsonl")]) == 1  # all of it is tested
+    assert "0 prompts with several responses are left to learn from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--to", "seqcls"], "needs --data FILE"),
+        (["--to", "seqcls", "--data", "x", "--category", "chitchat"], "--category belongs to --to peft"),
+        (["--to", "peft", "--epochs", "3"], "--epochs belongs to --to seqcls"),
+        (["--to", "hub", "--with-base"], "--with-base belongs to --to peft"),
+        (["--to", "hub", "--overwrite"], "does not apply to --to hub"),
+    ],
+)
+def test_flags_of_another_target_are_refused(saved, tmp_path, capsys, flags, message):
+    assert cli(["export", str(saved), str(tmp_path / "out"), *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+class FakeHub:
+    """Stands in for `huggingface_hub.HfApi`: remembers what it was asked."""
+
+    calls: ClassVar[list] = []
+
+    def create_repo(self, name, *, private, exist_ok):
+        from types import SimpleNamespace
+
+        self.calls.append(("create", name, private, exist_ok))
+        return SimpleNamespace(repo_id=name if "/" in name else f"me/{name}")
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+        from pathlib import Path
+        from types import SimpleNamespace
+
+        assert all((Path(folder_path) / name).is_file() for name in allow_patterns)
+        self.calls.append(("upload", repo_id, sorted(allow_patterns), commit_message))
+        return SimpleNamespace(commit_url=f"address/of/{repo_id}")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "calls", [])
+    return FakeHub.calls
+
+
+def test_model_and_student_go_to_the_hub_private_unless_asked(saved, exported, hub, capsys):
+    from dmoerm.modeling.reward_model import RewardModel
+
+    assert cli(["export", str(saved), "me/teacher", "--to", "hub", "--quiet"]) == 0
+    assert "Its backbone is the folder" in capsys.readouterr().out
+    assert cli(["export", str(exported.folder), "me/student", "--to", "hub", "--public", "--message", "first", "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["address"] == "address/of/me/student"
+    assert RewardModel.from_pretrained(saved, device="cpu").push_to_hub("again") == "address/of/me/again"
+    assert [call[:3] for call in hub if call[0] == "create"] == [("create", "me/teacher", True), ("create", "me/student", False),
+                                                                ("create", "again", True)]  # fmt: skip
+    sent = {call[1]: call[2] for call in hub if call[0] == "upload"}
+    assert {"dmoerm.json", "README.md"} <= set(sent["me/teacher"])
+    assert sent["me/teacher"] == sent["me/again"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "dmoerm_export.json", "README.md"} <= set(sent["me/student"])
+    assert [call[3] for call in hub if call[0] == "upload"][1] == "first"
+
+
+def test_a_damaged_or_foreign_folder_is_not_sent(saved, exported, hub, tmp_path):
+    import shutil
+
+    from dmoerm.modeling.hub_upload import push_folder
+
+    with pytest.raises(ArtifactError, match="holds neither a model"):
+        push_folder(tmp_path, "me/x")
+    broken = tmp_path / "broken"
+    shutil.copytree(saved, broken)
+    (broken / "router" / "router.safetensors").write_bytes(b"cut")
+    with pytest.raises(ArtifactError, match="router"):
+        push_folder(broken, "me/x")
+    student = tmp_path / "student"
+    shutil.copytree(exported.folder, student)
+    (student / "extra.py").write_text("1")
+    with pytest.raises(ArtifactError, match=r"extra\.py can carry code"):
+        push_folder(student, "me/x")
+    (student / "extra.py").unlink()
+    (student / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks model\.safetensors"):
+        push_folder(student, "me/x")
+    assert hub == []
