@@ -189,3 +189,25 @@ def tiny_classifier_folder(tmp_path_factory, tiny_decoder_folder):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """Write the ids of fault cases into what is reported of a test, where other processes of a parallel run can read them."""
+    for item in items:
+        item.user_properties += [("fault", case) for mark in item.iter_markers("faults") for case in mark.args]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With `-m faults`, a line for each id of docs/faults.md: how many tests of it passed and failed."""
+    if "faults" not in (config.option.markexpr or "").replace("not faults", ""):
+        return
+    counts = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, case in getattr(report, "user_properties", ()):
+                if name == "fault":
+                    found = counts.setdefault(case, {})
+                    found[outcome] = found.get(outcome, 0) + 1
+    terminalreporter.section("fault cases")
+    for case, found in sorted(counts.items()):
+        terminalreporter.write_line(f"{case}: " + ", ".join(f"{number} {outcome}" for outcome, number in found.items()))
