@@ -98,6 +98,7 @@ def train_recipe(
         raise TrainingError(
             f"{folder} holds an unfinished run; nothing was done. Go on with it: --resume. Begin anew, losing it: --overwrite."
         )
+    wait_for_everyone()  # who looked after the first process had begun would find its run unfinished
     first = is_first_process()
     with RunLog(folder if first else None, quiet=quiet or not first, append=resume) as log:
         state = RunState(folder, writes=first, every_steps=recipe.training.checkpoint_steps, say=log.say)
