@@ -119,17 +119,14 @@ def tiny_encoder_folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("models") / "tiny-encoder", config, tokenizer)
 
 
-@pytest.fixture(scope="session")
-def tiny_decoder_folder(tmp_path_factory):
-    """A Qwen3 of hidden size 32 with 4 layers, and the tokenizer of `tiny_chat_tokenizer`. Read-only: copy it before changing files."""
+def tiny_qwen3(tokenizer, **changes):
+    """The shape of a Qwen3 of hidden size 32."""
     from transformers import Qwen3Config
 
-    tokenizer = build_tokenizer(chat=True)
-    config = Qwen3Config(
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
@@ -138,7 +135,15 @@ def tiny_decoder_folder(tmp_path_factory):
         pad_token_id=0,
         eos_token_id=3,
         bos_token_id=None,
+        **changes,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_folder(tmp_path_factory):
+    """A Qwen3 of hidden size 32 with 4 layers, and the tokenizer of `tiny_chat_tokenizer`. Read-only: copy it before changing files."""
+    tokenizer = build_tokenizer(chat=True)
+    config = tiny_qwen3(tokenizer, num_hidden_layers=4)
     return save_model(tmp_path_factory.mktemp("models") / "tiny-decoder", config, tokenizer)
 
 
@@ -146,25 +151,11 @@ def tiny_decoder_folder(tmp_path_factory):
 def tiny_policy_folder(tmp_path_factory):
     """A Qwen3 language model of hidden size 32 with 2 layers that says words at random, and the tokenizer of `tiny_chat_tokenizer`."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
     folder = tmp_path_factory.mktemp("policy") / "tiny-policy"
     tokenizer = build_tokenizer(chat=True)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        pad_token_id=0,
-        eos_token_id=3,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-    )
+    config = tiny_qwen3(tokenizer, num_hidden_layers=2, tie_word_embeddings=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = Qwen3ForCausalLM(config)

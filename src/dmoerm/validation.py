@@ -9,7 +9,7 @@ number. Pydantic offers exactly that for JSON, which is why the value takes a de
 import difflib
 import json
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from dmoerm.errors import ConfigError
 from dmoerm.yaml_strict import KeyPath, YamlDocument, inline_yaml
 
-__all__ = ["Section", "did_you_mean", "expected_values", "section_of", "validate"]
+__all__ = ["Section", "changed_fields", "did_you_mean", "expected_values", "section_of", "validate"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -29,6 +29,15 @@ class Section(BaseModel):
     """Base of every model that is read from a file: frozen, unknown keys and not-a-number refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def changed_fields(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By name, the values of the fields that differ; None where a side lacks one.
+
+    >>> changed_fields({"seed": 0, "rank": 8}, {"seed": 1, "rank": 8})
+    {'seed': (0, 1)}
+    """
+    return {name: (then.get(name), now.get(name)) for name in sorted({*then, *now}) if then.get(name) != now.get(name)}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -36,6 +36,7 @@ from dmoerm.evaluation.scorers import Candidates, Longest, Rewards, Scorer, open
 from dmoerm.labeling.judged import JudgedPair
 from dmoerm.recipe import Recipe, recipe_hash
 from dmoerm.records import Comparison, prompt_hash
+from dmoerm.validation import changed_fields
 
 if TYPE_CHECKING:
     from dmoerm.modeling.backbone import Backbone
@@ -370,9 +371,9 @@ class Contest:
             # More models may join; a name keeps its model.
             earlier, now = before.get("others", {}), fields["others"]
             before["others"], fields["others"] = {**now, **earlier}, {**earlier, **now}
-            changed = [name for name in sorted({*fields, *before}) if fields.get(name) != before.get(name)]
+            changed = changed_fields(before, fields)
             if changed:
-                lines = "\n".join(f"  {name}: {before.get(name)} then, {fields.get(name)} now" for name in changed)
+                lines = "\n".join(f"  {name}: {old} then, {new} now" for name, (old, new) in changed.items())
                 raise ConfigError(
                     f"{self.folder}: what is kept there was made with something else:\n{lines}\n"
                     "Take the change back, name another folder (--output), or forget what is there (--overwrite)."

@@ -24,6 +24,7 @@ from dmoerm.evaluation.report import write_report
 from dmoerm.evaluation.run import baselines_beside, write_json
 from dmoerm.recipe import Recipe, recipe_hash
 from dmoerm.records import Comparison
+from dmoerm.validation import changed_fields
 
 if TYPE_CHECKING:
     from dmoerm.data.rendering import Renderer
@@ -237,9 +238,9 @@ def _take_folder(output: Path, fields: Mapping[str, Any], *, overwrite: bool) ->
             then = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise TrainingError(f"{file}: damaged ({error}). Begin anew with --overwrite, or take another --output.") from error
-        changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+        changed = changed_fields(then, now)
         if changed:
-            lines = "\n".join(f"  {name}: {json.dumps(then.get(name))} then, {json.dumps(now.get(name))} now" for name in changed)
+            lines = "\n".join(f"  {name}: {json.dumps(old)} then, {json.dumps(new)} now" for name, (old, new) in changed.items())
             raise TrainingError(
                 f"{output}: the study that was begun there differs from this one:\n{lines}\n"
                 "Take the change back, take another --output, or begin anew with --overwrite, losing it."

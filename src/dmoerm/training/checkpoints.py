@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmoerm.errors import TrainingError
+from dmoerm.validation import changed_fields
 
 __all__ = ["COMPLETE", "EpochResult", "RunState", "Unit", "content_key", "read_complete", "seal"]
 
@@ -266,9 +267,9 @@ class RunState:
         fields = {name: _plain(value) for name, value in fingerprint.items()}
         before = self._stored() if resume else {}
         stored = before.get("fingerprint", {})
-        changed = [name for name in sorted({*fields, *stored}) if fields.get(name) != stored.get(name)] if stored else []
+        changed = changed_fields(stored, fields) if stored else {}
         if changed and not force:
-            lines = "\n".join(f"  {name}: {_short(stored.get(name))} then, {_short(fields.get(name))} now" for name in changed)
+            lines = "\n".join(f"  {name}: {_short(old)} then, {_short(new)} now" for name, (old, new) in changed.items())
             raise TrainingError(
                 f"{self.folder.parent}: the run that was begun there differs from this one:\n{lines}\n"
                 "Take the change back; or pass --overwrite to begin anew; or --force-resume to go on all the same, which is recorded "
@@ -281,7 +282,7 @@ class RunState:
         self.folder.mkdir(parents=True, exist_ok=True)
         forced = list(before.get("forced", []))
         if changed:
-            forced.append({name: [stored.get(name), fields.get(name)] for name in changed})
+            forced.append({name: list(pair) for name, pair in changed.items()})
         partial = self._file.with_name(f".{RUN_FILE}")
         partial.write_text(json.dumps({"fingerprint": fields, "forced": forced}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _to_disk(partial)
