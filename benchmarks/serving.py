@@ -1,11 +1,14 @@
 """What serving costs beside scoring the same texts offline, and what overload does.
 
     python benchmarks/serving.py MODEL [--seconds 60] [--clients 64] [--json FILE]
+    python benchmarks/serving.py MODEL --seconds 400        # is memory flat: minutes apart are compared
 
 The texts are the bundled sample's prompts with their responses. Offline: `score_many` in this process, before and after the server
 ran, the mean of both. Served: `dmoerm serve` in a process of its own, and that many clients on loopback that send one prompt with its
 responses, wait for the answer and send the next; the first tenth of the time is not counted. Overload: a second server whose line is
-short, and four times the clients; then single requests until one is answered. Memory: resident size of the serving process, each second.
+short, and four times the clients; then single requests until one is answered.
+Memory: resident size of the serving process, each second; its peak in the first tenth of the time, then the mean of the first minute, of
+the last one, and how much larger the last is. With less than two minutes to count, halves of what there is stand for the minutes.
 """
 
 import argparse
@@ -23,8 +26,10 @@ from datetime import date
 from importlib.resources import files
 from itertools import count, cycle
 from pathlib import Path
+from statistics import fmean
 
 MEMORY_SECONDS = 1.0
+MINUTE = 60.0
 OFFLINE_REQUESTS = 128
 """In one call of `score_many`, so that batches are as full as bulk scoring makes them."""
 
@@ -94,7 +99,7 @@ async def ready(port):
 
 
 async def load(served, bodies, clients, seconds):
-    """Statuses, waits of accepted requests, responses scored and memory, all after the first tenth of the time."""
+    """Statuses, waits of accepted requests and responses scored, all after the first tenth of the time; memory as (second, MiB)."""
     statuses, waits, memory, scored = Counter(), [], [], 0
     without_retry = 0
     begin = time.monotonic()
@@ -121,7 +126,7 @@ async def load(served, bodies, clients, seconds):
 
     async def watch():
         while True:
-            memory.append(served.resident_mib())
+            memory.append((time.monotonic() - begin, served.resident_mib()))
             await asyncio.sleep(MEMORY_SECONDS)
 
     watching = asyncio.ensure_future(watch())
@@ -141,6 +146,24 @@ async def recovery(port, body):
         await asyncio.sleep(0.05)
 
 
+def memory_found(memory, seconds):
+    """Means of the first and the last minute after the warm-up, which is the first tenth of the time; the peaks of both parts."""
+    warm = seconds / 10
+    span = min(MINUTE, (seconds - warm) / 2)
+    peak = max(mib for second, mib in memory if second < warm)
+    counted = [(second, mib) for second, mib in memory if warm <= second <= seconds]
+    first = fmean(mib for second, mib in counted if second < warm + span)
+    last = fmean(mib for second, mib in counted if second >= seconds - span)
+    return {
+        "memory_mib_warm_up_peak": round(peak, 1),
+        "memory_mib_peak_after_it": round(max(mib for _, mib in counted), 1),
+        "memory_mib_first_minute": round(first, 1),
+        "memory_mib_last_minute": round(last, 1),
+        "memory_growth": round(last / first - 1, 4),
+        "memory_minute_s": round(span, 1),
+    }
+
+
 def quantile(values, share):
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
@@ -155,21 +178,21 @@ def main():
     rows = sample()
     bodies = [(json.dumps({"prompt": prompt, "responses": responses}).encode(), len(responses)) for prompt, responses in rows]
 
-    before = offline(args.model, rows, args.seconds / 4)
+    aside = min(args.seconds, MINUTE)  # a longer run is longer for the served part alone
+    before = offline(args.model, rows, aside / 4)
     served = Served(args.model)
     asyncio.run(ready(served.port))
     statuses, waits, rate, memory, _ = asyncio.run(load(served, bodies, args.clients, args.seconds))
     code = served.end()
-    after = offline(args.model, rows, args.seconds / 4)
+    after = offline(args.model, rows, aside / 4)
 
     short = Served(args.model, "--limit", "queue_tokens=8192")
     asyncio.run(ready(short.port))
-    flooded, accepted, _, _, without_retry = asyncio.run(load(short, bodies, 4 * args.clients, args.seconds / 3))
+    flooded, accepted, _, _, without_retry = asyncio.run(load(short, bodies, 4 * args.clients, aside / 3))
     recovered = asyncio.run(recovery(short.port, bodies[0][0]))
     short.end()
 
     peer = (before + after) / 2
-    settled = memory[len(memory) // 4] if memory else float("nan")
     result = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}",
@@ -181,8 +204,7 @@ def main():
         "statuses": dict(statuses),
         "p50_s": round(quantile(waits, 0.5), 3),
         "p99_s": round(quantile(waits, 0.99), 3),
-        "memory_mib_after_a_quarter": round(settled, 1),
-        "memory_mib_at_the_end": round(memory[-1], 1),
+        **memory_found(memory, args.seconds),
         "exit_code_after_sigterm": code,
         "overload_statuses": dict(flooded),
         "overload_429_without_retry_after": without_retry,

@@ -404,7 +404,7 @@ KEYS = (
 @pytest.mark.faults("F32")
 @pytest.mark.parametrize("path", POSTS)
 def test_no_body_is_a_500(client, path):
-    """200 bodies a route out of the keys that routes know. The published schema was also run through schemathesis, by hand."""
+    """200 bodies a route out of the keys that routes know; test_serving_schema.py has those of the published schema."""
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -529,6 +529,26 @@ def test_a_full_line_is_429_with_retry_after_and_200_again_after_it(model):
     assert refused.details["field"] == "queue_tokens"
     assert 'dmoerm_refused_total{reason="queue_full"} 1' in metrics
     assert "dmoerm_queue_tokens 0" in metrics
+
+
+def test_the_heap_is_looked_after_once_a_batch(model, monkeypatch):
+    looks = []
+
+    class Watched:
+        def tidy(self):
+            looks.append(threading.current_thread().name)
+
+    monkeypatch.setattr("dmoerm.serving.queue.Heap", Watched)
+
+    async def work(queue):
+        for text in (RESPONSE, OTHER):
+            await queue.score([request(PROMPT, text)])
+        await until(lambda: len(looks) == 2)
+
+    held = Held(model)
+    held.gate.set()
+    in_queue(held, Limits(), work)
+    assert looks == ["dmoerm-model"] * 2
 
 
 @pytest.mark.faults("F33")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from dmoerm.errors import DataError
 from dmoerm.records import Message, Reward, ScoreFailure, prompt_hash
+from dmoerm.serving.heap import Heap
 from dmoerm.serving.metrics import Metrics
 from dmoerm.serving.problems import Problem
 from dmoerm.serving.settings import Limits
@@ -232,8 +233,10 @@ class ScoringQueue:
                 self.load_error = error
                 reason = f"it could not be loaded: {type(error).__name__}"
                 return
+            heap = Heap()
             while (batch := self._next_batch()) is not None:
                 self._run(batch)
+                heap.tidy()
             reason = "the server is stopping"
         except BaseException as error:
             reason = f"{type(error).__name__} in its thread"
