@@ -71,7 +71,8 @@ def trained(tiny_encoder_folder, tmp_path_factory):
 
 def test_every_example_is_run_here():
     assert SCRIPTS == {
-        "01_score.py", "02_compare.py", "03_train_from_python.py", "04_trl_grpo.py", "05_openrlhf_reward.py", "06_verl_reward.py"
+        "01_score.py", "02_compare.py", "03_train_from_python.py", "04_trl_grpo.py", "05_openrlhf_reward.py", "06_verl_reward.py",
+        "07_every_dialect.py", "08_openrlhf_remote.py",  # in test_serving_process.py, where a server is
     }  # fmt: skip
 
 

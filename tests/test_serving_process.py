@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from browser_page import OVERFLOW, UNREACHABLE, WIDTHS, chromium
@@ -20,6 +22,7 @@ from test_cli_verbs import project, trained  # noqa: F401
 
 from dmoerm.cli import main as cli
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=1</script> [a](javascript:alert(1)) \u202eabc\u200b'
 
 
@@ -108,6 +111,96 @@ def server(trained):  # noqa: F811
     process = Process(trained[0]).ready()
     yield process
     process.end()
+
+
+# --- clients ----------------------------------------------------------------------------------------------------------------------------
+
+
+def example(name):
+    """The names of an example that is not run yet."""
+    return runpy.run_path(str(EXAMPLES / name), run_name="example")
+
+
+def test_every_dialect_of_a_running_server_gives_the_same_reward(server, capsys):
+    found = example("07_every_dialect.py")
+    assert found["main"](server.url + "/") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "all dialects agree"
+    assert len(lines) == 2 + 1 + len(found["DIALECTS"]) + 2 + 1
+    _, body = server.get("/v1/reward", {"prompt": found["PROMPT"], "responses": [found["RESPONSE"]]})
+    reward = json.loads(body)["results"][0]["reward"]
+    shown = {line[21:43].strip(): float(line[43:52]) for line in lines if re.search(r"[+-]\d+\.\d{5}", line)}
+    assert set(shown) == {route for _, route, _, _ in found["DIALECTS"]}
+    assert all(value == pytest.approx(reward, abs=2e-3 * max(1.0, abs(reward))) for value in shown.values())
+
+
+def test_a_dialect_that_gives_another_reward_is_told(server, capsys):
+    found = example("07_every_dialect.py")
+    route, place = "/v1/score/evaluation", lambda answer: answer["scores"][0] + 0.01
+    found["DIALECTS"][-1] = ("another", route, found["DIALECTS"][-1][2], place)
+    assert found["main"](server.url) == 1
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith("DIFFERENT")] == ["another"]
+
+
+def test_an_openrlhf_client_gets_the_rewards_of_a_policy_s_samples(server, trained, tiny_policy_folder, monkeypatch, capsys):  # noqa: F811
+    from dmoerm import RewardModel
+
+    example("08_openrlhf_remote.py")["main"](server.url + "/get_reward", str(tiny_policy_folder))
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert re.match(r"6 rewards, mean [+-]\d+\.\d{4}; dmoerm_uncertainty \d.*dmoerm_split 1\.000, dmoerm_failed 0\.000; 0 times full", last)
+    example("08_openrlhf_remote.py")["main"](server.url + "/get_reward")
+    *rows, last = capsys.readouterr().out.splitlines()
+    model = RewardModel.from_pretrained(trained[0])
+    found = example("08_openrlhf_remote.py")
+    expected = [model.score(prompt, [response])[0].reward for prompt in found["PROMPTS"] for response in found["RESPONSES"]]
+    assert [float(row.split()[0]) for row in rows] == pytest.approx(expected, abs=1e-3)
+    assert f"{len(expected)} rewards" in last
+
+
+class Slow:
+    """The model, which takes a while."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def score_by_aggregation(self, *args, **kwargs):
+        time.sleep(0.2)
+        return self.model.score_by_aggregation(*args, **kwargs)
+
+
+@pytest.mark.faults("F33")
+def test_an_openrlhf_client_comes_back_to_a_full_server_when_it_is_told_to(trained):  # noqa: F811
+    import uvicorn
+
+    from dmoerm import RewardModel
+    from dmoerm.serving.app import build_server
+    from dmoerm.serving.settings import Limits, ServerSettings
+
+    model = Slow(RewardModel.from_pretrained(trained[0]))
+    app = build_server(lambda: model, ServerSettings(limits=Limits(open_requests=2)))
+    running = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", ws="none"))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        while not (running.started and app.queue.ready):
+            time.sleep(0.01)
+        port = running.servers[0].sockets[0].getsockname()[1]
+        found = example("08_openrlhf_remote.py")
+        queries, prompts = found["written"]()
+        rewards, logs, refused = found["remote_rewards"](f"http://127.0.0.1:{port}/get_reward", queries, prompts, [None] * len(queries))
+    finally:
+        running.should_exit = True
+        thread.join(20)
+    assert refused > 0
+    expected = [model.score(prompt, [response])[0].reward for prompt in found["PROMPTS"] for response in found["RESPONSES"]]
+    assert rewards == pytest.approx(expected, abs=1e-3)
+    assert {len(values) for values in logs.values()} == {len(rewards)}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
