@@ -308,7 +308,7 @@ class TrainingOptions(Section):
     )
     share_heads: bool = Field(
         True,
-        description="Fit the first heads of a category near those of all categories together (task_model.fit_head, experts.fit_heads); "
+        description="Fit the first heads of a category near what the experts of all categories agree on (task_model.fit_head, experts.fit_heads); "
         "false: each category stands alone.",
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
