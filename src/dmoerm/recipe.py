@@ -308,8 +308,8 @@ class TrainingOptions(Section):
     )
     share_heads: bool = Field(
         True,
-        description="Fit the first heads of a category near what the experts of all categories agree on (task_model.fit_head, experts.fit_heads); "
-        "false: each category stands alone.",
+        description="Fit the first heads of a category near what the experts of all categories agree on (task_model.fit_head, "
+        "experts.fit_heads); false: each category stands alone.",
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         200, description="Optimizer steps between two stored states within an epoch, from which --resume goes on; 0: at the ends of epochs."
