@@ -22,8 +22,8 @@ __all__ = ["Heap", "resident_bytes", "share_one_arena"]
 
 GROWTH_BYTES = 128 * 2**20
 """Above the least that was left after a trim, or by the first batch."""
-PAUSE = 100
-"""After a trim, so many times of what it took pass before the next: with the pages that are then mapped anew, 1 to 2 % of the time."""
+PAUSE = 200
+"""So many times of what a trim took, the thread computes before the next one: half a percent, and the pages that are then mapped anew."""
 
 _M_ARENA_MAX = -8
 """From glibc's malloc.h."""
@@ -54,14 +54,14 @@ class Heap:
     Args:
         trim: gives free memory back; None is glibc's `malloc_trim`, or nothing where there is none.
         resident: memory of the process in bytes.
-        clock: seconds.
+        clock: seconds that this thread has computed, so that a busy machine moves nothing.
     """
 
     def __init__(
         self,
         trim: Callable[[int], object] | None = None,
         resident: Callable[[], int] = resident_bytes,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._trim = trim or _of_glibc("malloc_trim")
         self._resident = resident
