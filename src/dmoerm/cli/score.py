@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.scoring.bulk import ModelSource, score_file
 
     quiet_libraries()
-    check_device(args.device)
+    if args.engine == "local":  # a cluster has other devices than this machine
+        check_device(args.device)
     try:
         result = score_file(
             ModelSource(args.model, args.device, args.backbone),
