@@ -94,7 +94,7 @@ MEMORY_TARGETS = {"Qwen3-0.6B": 1.3, "MiniLM": 1.5}
 def plain_model(name: str, attention: str | None = None) -> PreTrainedModel:
     """The unmodified transformers model: MiniLM with its published weights, or a small Qwen3-shaped decoder with random ones."""
     if name == "minilm":
-        return AutoModel.from_pretrained(resolve_source(EMBEDDED_NAME), attn_implementation=attention or "eager").eval()
+        return AutoModel.from_pretrained(resolve_source(EMBEDDED_NAME), attn_implementation=attention or "sdpa").eval()
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=8192,

@@ -8,11 +8,13 @@ looked at. Prompts go to the category that the file names.
 
 Rows of the table
     one head                    a head on all pairs
+    experts of all categories   no outer layer: mean of the experts of every capability, each on all its labels
     task, alone                 a head on the category's own pairs
     task, near all              the same, fitted near the one head
+    task, near consensus        the same, fitted cautiously near the experts of all categories: what training.share_heads does
     experts, alone              mean of the category's experts, each fitted near its task head to its own labels
     experts, near all           the same, each near the head of its capability over all categories
-    experts of all categories   no outer layer: mean of the experts of every capability, each on all its labels
+    experts, near consensus     the same, each cautiously near the experts of all categories: what training.share_heads does
 """
 
 import argparse
@@ -39,6 +41,7 @@ from dmoerm.training.rows import Rows
 
 FOLDS = range(4)
 MINIMUM_LABELS = 20
+HOW = ("alone", "near all", "near consensus")
 RESULTS = Path(__file__).parent / "results"
 
 Heads = dict[str, Tensor]
@@ -56,17 +59,25 @@ class Vectors:
         self.of_row = task_vectors(backbone, rows, range(len(rows.rendered)), task=None, states=None, bf16=False)
         self.rows = rows.of_comparison
 
-    def task(self, comparisons: Sequence[Comparison], prior_D: Tensor | None = None) -> Tensor:
+    def task(self, comparisons: Sequence[Comparison], prior_D: Tensor | None = None, *, cautious: bool = False) -> Tensor:
         items = task_items([(self.rows[c.id], [(pair.chosen, pair.rejected) for pair in c.pairs()]) for c in comparisons])
-        return fit_head(self.of_row, items, prior_D=prior_D)
+        return fit_head(self.of_row, items, prior_D=prior_D, cautious=cautious)
 
-    def experts(self, labelled: Sequence[Comparison], names: Sequence[str], task_D: Tensor, near: Mapping[str, Tensor] = {}) -> Heads:
+    def experts(
+        self,
+        labelled: Sequence[Comparison],
+        names: Sequence[str],
+        task_D: Tensor,
+        near: Mapping[str, Tensor] = {},
+        *,
+        cautious: bool = False,
+    ) -> Heads:
         items = expert_items([(self.rows[c.id], c.labels) for c in labelled], names, task_member=False)
         heads = {}
         for member, name in enumerate(names):
             own = [item for item in items if member in item.members()]
             if len(own) >= MINIMUM_LABELS:
-                heads[name] = fit_head(self.of_row, own, member=member, prior_D=near.get(name, task_D))
+                heads[name] = fit_head(self.of_row, own, member=member, prior_D=near.get(name, task_D), cautious=cautious)
         return heads
 
     def rewards(self, head_D: Tensor, comparisons: Sequence[Comparison]) -> dict[str, tuple[float, ...]]:
@@ -85,7 +96,8 @@ def fold_rewards(vectors: Vectors, pairs: Sequence[Comparison], judged: Sequence
     everyone = vectors.experts(judged, taxonomy.capability_names, one_D)
     everyone_D = vectors.mean(everyone, pairs)
     found: Rewards = {"one head": vectors.rewards(one_D, tests)}
-    heads = {"task, alone": one_D, "task, near all": one_D, "experts, alone": everyone_D, "experts, near all": everyone_D}
+    found["experts of all categories"] = vectors.rewards(everyone_D, tests)
+    heads = {f"{what}, {how}": head_D for what, head_D in (("task", one_D), ("experts", everyone_D)) for how in HOW}
     elsewhere = [c for c in tests if c.category not in CATEGORIES]
     for name, head_D in heads.items():
         found[name] = vectors.rewards(head_D, elsewhere)
@@ -96,17 +108,18 @@ def fold_rewards(vectors: Vectors, pairs: Sequence[Comparison], judged: Sequence
         heads = {
             "task, alone": alone_D,
             "task, near all": near_D,
+            "task, near consensus": vectors.task(own, everyone_D, cautious=True),
             "experts, alone": vectors.mean(vectors.experts(labels, names, alone_D), own),
             "experts, near all": vectors.mean(vectors.experts(labels, names, near_D, everyone), own),
+            "experts, near consensus": vectors.mean(vectors.experts(labels, names, everyone_D, cautious=True), own),
         }
         for name, head_D in heads.items():
             found[name] |= vectors.rewards(head_D, asked)
-    found["experts of all categories"] = vectors.rewards(everyone_D, tests)
     return found
 
 
 def table(rewards: Rewards, columns: Mapping[str, Sequence[Comparison]]) -> str:
-    """Agreement with intervals; in parentheses `near all` minus `alone`, paired."""
+    """Agreement with intervals; in parentheses the paired difference to `alone`."""
     resampling = Resampling(seed=0, samples=2000, confidence=0.95)
     heads = [f"{name} (n = {sum(len(list(c.pairs())) for c in rows)})" for name, rows in columns.items()]
     lines = ["| heads | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -116,8 +129,9 @@ def table(rewards: Rewards, columns: Mapping[str, Sequence[Comparison]]) -> str:
             scored = [Scored(c, found[c.id]) for c in comparisons]
             value = accuracy_over_seeds([scored], resampling=resampling)
             cell = f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-            if name.endswith("near all"):
-                alone = [Scored(c, rewards[name.replace("near all", "alone")][c.id]) for c in comparisons]
+            what, _, how = name.partition(", ")
+            if how in HOW[1:]:
+                alone = [Scored(c, rewards[f"{what}, alone"][c.id]) for c in comparisons]
                 d = paired_difference_over_seeds([scored], [alone], resampling=resampling)
                 cell += f" ({d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}])"
             cells.append(cell)

@@ -110,14 +110,16 @@ def test_other_names_are_taken_as_they_are(tmp_path):
 # --- adapters ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "first"), [(1, 3), (2, 2), (4, 0), ("all", 0), ("third", 3)])
+@pytest.mark.parametrize(("depth", "first"), [(1, 3), (2, 2), (4, 0), ("all", 0), ("third", 3), ("sixth", 3)])
 def test_depth_counts_layers_from_the_top(decoder, depth, first):
     assert decoder.first_layer(depth) == first
 
 
 @pytest.mark.parametrize("depth", [0, -1, 5, 100])
 def test_a_depth_that_does_not_fit_is_refused(decoder, depth):
-    with pytest.raises(ConfigError, match=rf"depth {depth} does not fit .*tiny-decoder, which has 4 layers; use 1 to 4, 'third' or 'all'"):
+    with pytest.raises(
+        ConfigError, match=rf"depth {depth} does not fit .*tiny-decoder, which has 4 layers; use 1 to 4, 'sixth', 'third' or 'all'"
+    ):
         decoder.add_experts("qa", 3, depth=depth, rank=2, alpha=2, dropout=0.0)
     assert decoder.adapter_config == {}
 

@@ -69,7 +69,7 @@ def test_a_section_with_nothing_below_it_has_its_defaults(recipe_file):
         ("experts: {learning_rate: '5e-5'}", r'experts\.learning_rate is "5e-5"; expected a number above 0\. Take away the quotes'),
         ("experts: {learning_rate: 0}", r"experts\.learning_rate is 0; expected a number above 0"),
         ("experts: {learning_rate: .inf}", r"experts\.learning_rate is \.inf; expected a number above 0"),
-        ("experts: {depth: half}", r'experts\.depth is "half"; expected a whole number of at least 1 or "all" or "third"'),
+        ("experts: {depth: half}", r'experts\.depth is "half"; expected a whole number of at least 1 or "all", "third" or "sixth"'),
         ("experts: {rank: true}", r"experts\.rank is true; expected a whole number of at least 1"),
         ("experts: {rank: 4.5}", r"experts\.rank is 4\.5; expected a whole number of at least 1"),
         ("training: {gradient_checkpointing: no}", r'gradient_checkpointing is "no"; expected true or false$'),

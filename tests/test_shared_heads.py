@@ -1,6 +1,7 @@
 """What the first heads of a category are fitted near: those of all categories together, without the comparisons that must not be seen."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from dmoerm.data.splits import split_of
 from dmoerm.modeling.backbone import Backbone
 from dmoerm.records import CapabilityLabel, Comparison, Message
 from dmoerm.taxonomy import GENERAL, TASK_MEMBER
-from dmoerm.training.inner import Everyone, InnerPlan, Workspace, _Side
+from dmoerm.training.inner import CONSENSUS, Everyone, InnerPlan, Workspace, _Part, _Side, _Trained
 from dmoerm.training.phase1 import TaskModelShape, fit_head, task_items
 from dmoerm.training.phase2 import ExpertShape, expert_items
 from dmoerm.training.progress import RunLog
@@ -29,7 +30,7 @@ def comparison(number, category, *, labelled=False):
 def everyone():
     """Forty comparisons of two categories, of which every second one carries a label that contradicts its ranks."""
     rows = [comparison(number, ("qa", "poems")[number % 2], labelled=number % 4 < 2) for number in range(40)]
-    return Everyone(rows, [c for c in rows if c.labels], "key")
+    return Everyone(rows, [c for c in rows if c.labels], ("logic", "warmth"), "key")
 
 
 @pytest.fixture
@@ -94,9 +95,43 @@ def test_a_shared_expert_head_is_fitted_near_the_shared_task_head_to_the_labels_
     task_D = asked._shared_head(everyone, TASK_MEMBER, None)
     items = expert_items([(work.rows.of_comparison[c.id], c.labels) for c in everyone.labelled], ("logic",), task_member=False)
     assert torch.equal(asked._shared_head(everyone, "logic", None), fit_head(work.base_vectors, items, prior_D=task_D))
-    priors = asked._priors(everyone, ("logic", "warmth"), None)
-    assert list(priors) == ["logic"]  # nobody labelled warmth, so its expert starts from the task model's head
-    assert torch.cosine_similarity(priors["logic"], task_D, dim=0) < 0  # the labels contradict the ranks
+    assert torch.cosine_similarity(asked._shared_head(everyone, "logic", None), task_D, dim=0) < 0  # the labels contradict the ranks
+    assert asked._shared_head(everyone, "warmth", None) is None  # nobody labelled it
+
+
+def test_the_consensus_is_the_mean_of_the_standardised_experts_of_all_categories(work, plan, everyone):
+    asked = side(work, plan)
+    everyone.heads |= {(None, "logic"): torch.arange(1.0, D + 1), (None, "warmth"): -torch.ones(D)}
+    consensus_D = asked._consensus(everyone, None)
+    vectors_BD = torch.stack([work.base_vectors[row] for row in range(80)])
+    for scalars in (vectors_BD @ torch.arange(1.0, D + 1), vectors_BD @ -torch.ones(D)):
+        vectors_BD = torch.cat([vectors_BD, (scalars / scalars.std())[:, None]], 1)
+    assert torch.allclose(vectors_BD[:, :D] @ consensus_D, vectors_BD[:, D:].mean(1), atol=1e-5)
+
+
+def test_without_labels_the_consensus_is_the_task_head_of_all_categories(work, plan, everyone):
+    bare = replace(everyone, labelled=(), capabilities=(), heads={})
+    assert torch.equal(side(work, plan)._consensus(bare, 0), side(work, plan)._shared_head(bare, TASK_MEMBER, 0))
+
+
+class Called(Exception):
+    pass
+
+
+def test_both_phases_of_a_category_are_given_the_consensus_without_the_fold_that_must_not_be_seen(work, plan, everyone, monkeypatch):
+    def called(*args, prior_D, **options):
+        raise Called(prior_D)
+
+    monkeypatch.setattr("dmoerm.training.inner.train_task_model", called)
+    monkeypatch.setattr("dmoerm.training.inner.train_experts", called)
+    asked, part = side(work, plan), _Part([], [])
+    for left_out in (0, None):
+        with pytest.raises(Called) as first:
+            asked._phase1(part, part, name="x", left_out=left_out)
+        phase1 = _Trained(work.backbone, SimpleNamespace(heads_KD=torch.ones(1, D), named_parameters=list), [SimpleNamespace(weights={})])
+        with pytest.raises(Called) as second:
+            asked._phase2(phase1, part, part, name="x", left_out=left_out)
+        assert first.value.args[0] is second.value.args[0] is everyone.heads[left_out, CONSENSUS]
 
 
 def test_heads_are_shared_by_all_categories_and_fitted_once(work, plan, everyone, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from dmoerm.errors import ConfigError, TrainingError
 from dmoerm.modeling.inner import AGGREGATIONS, InnerModel, aggregate
 from dmoerm.records import CapabilityLabel
 from dmoerm.training.losses import pairwise_loss, ranking_loss
-from dmoerm.training.phase1 import fit_head, task_items
+from dmoerm.training.phase1 import _chosen, fit_head, task_items
 from dmoerm.training.phase2 import expert_items
 from dmoerm.training.phase3 import AggregatorSettings, VectorSet, calibrate, fit_aggregator, fit_temperature, set_statistics
 from dmoerm.training.trainer import EpochResult, Item, best_epoch, run_phase
@@ -105,6 +106,22 @@ def test_a_fitted_head_stays_near_its_prior_where_labels_say_little():
     prior_D = torch.nn.functional.normalize(torch.ones(40), dim=0)
     vectors, items = preferences(prior_D, 30, noise=0.3, member=2)
     assert torch.cosine_similarity(fit_head(vectors, items, member=2, prior_D=prior_D), prior_D, dim=0) > 0.95
+
+
+def test_a_cautious_fit_leaves_its_prior_only_where_the_labels_say_so():
+    prior_D, other_D = torch.eye(40)[:2]
+    few_vectors, few = preferences(other_D, 24, noise=1.5)
+    many_vectors, many = preferences(other_D, 400)
+    bold_D, cautious_D = (fit_head(few_vectors, few, prior_D=prior_D, cautious=cautious) for cautious in (False, True))
+    turned = fit_head(many_vectors, many, prior_D=prior_D, cautious=True)
+    assert abs(cautious_D[1:].norm() / cautious_D.norm()) < abs(bold_D[1:].norm() / bold_D.norm())
+    assert torch.cosine_similarity(turned, other_D, dim=0) > 0.9
+
+
+def test_the_cautious_strength_is_the_first_within_a_standard_error_of_the_best():
+    losses_NS = np.array([[0.9, 0.70, 0.60], [0.9, 0.50, 0.60], [0.9, 0.75, 0.65], [0.9, 0.71, 0.77]])
+    # Above the third, the best: the second by 0.01, with a standard error of 0.045; the first by 0.245, with one of 0.035.
+    assert (_chosen(losses_NS, cautious=False), _chosen(losses_NS, cautious=True)) == (2, 1)
 
 
 def test_the_best_epoch_has_the_lowest_held_out_loss_weighted_by_pairs():

@@ -54,6 +54,15 @@ PAPER_SCHEDULE: Mapping[str, Mapping[str, Any]] = {
 """What `schedule: paper` sets (arXiv 2403.01197): 60 % of the comparisons for phase 1, 40 % for phase 3, full fine-tuning, rank 32."""
 
 
+Depth = Literal["all", "third", "sixth"]
+
+
+def top_layers(depth: int | str, total: int) -> int:
+    """How many of `total` layers a `depth` means, counted from the top: a number, or a share (rounded, at least one)."""
+    shares = {"all": 1, "third": 3, "sixth": 6}
+    return max(1, round(total / shares[depth])) if isinstance(depth, str) else depth
+
+
 MEASURED_LAYERS: Mapping[str, int] = {"sentence-transformers/all-MiniLM-L6-v2": 3}
 """Backbones whose lower layers order responses better than all of them together, and how many to keep (benchmarks/layer_probe.py)."""
 
@@ -218,10 +227,10 @@ class TaskModelOptions(Section):
     kind: Literal["lora", "full"] = Field(
         "lora", description="lora: an adapter per category over one shared backbone; full: all weights, one copy per category (the paper)."
     )
-    depth: Count | Literal["all", "third"] = Field(
+    depth: Count | Depth = Field(
         "third",
         description="In how many of the top layers the task adapters sit; below, one frozen trunk serves every category and fold. "
-        "all: the paper; third: a third.",
+        "all: the paper; third, sixth: that share of them.",
     )
     rank: Count = Field(64, description="Rank of the LoRA; kind lora only.")
     alpha: Annotated[float, Field(gt=0)] = Field(
@@ -252,8 +261,10 @@ class TaskModelOptions(Section):
 class ExpertOptions(Section):
     """Phase 2: one LoRA per capability on top of the task model, all of a category in the same pass."""
 
-    depth: Count | Literal["all", "third"] = Field(
-        "third", description="In how many of the top layers the experts differ; below, they share one pass. all: the paper; third: a third."
+    depth: Count | Depth = Field(
+        "sixth",
+        description="In how many of the top layers the experts differ; below, they share one pass. "
+        "all: the paper; third, sixth: that share of them.",
     )
     rank: Count = Field(32, description="Rank of each LoRA.")
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="Scale of each LoRA: its product is multiplied by alpha / rank.")
@@ -308,8 +319,8 @@ class TrainingOptions(Section):
     )
     share_heads: bool = Field(
         True,
-        description="Fit the first heads of a category near those of all categories together (task_model.fit_head, experts.fit_heads); "
-        "false: each category stands alone.",
+        description="Fit the first heads of a category near what the experts of all categories agree on (task_model.fit_head, "
+        "experts.fit_heads); false: each category stands alone.",
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         200, description="Optimizer steps between two stored states within an epoch, from which --resume goes on; 0: at the ends of epochs."

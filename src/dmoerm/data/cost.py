@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dmoerm.data.splits import split_of
-from dmoerm.recipe import Recipe
+from dmoerm.recipe import Recipe, top_layers
 from dmoerm.records import Comparison
 
 __all__ = ["BackboneSize", "Memory", "Steps", "backbone_size", "estimate_memory", "inner_steps"]
@@ -172,15 +172,11 @@ def estimate_memory(recipe: Recipe, rows: Iterable[Comparison], labelled: Sequen
     return Memory(backbone, trained, states, "; ".join(filter(None, [trained_note, note])))
 
 
-def _depth(depth: int | str, layers: int) -> int:
-    return layers if depth == "all" else max(1, round(layers / 3)) if depth == "third" else int(depth)
-
-
 def _trained(recipe: Recipe, size: BackboneSize, experts: Sequence[int], backbone: float | None) -> tuple[float | None, str]:
     widths = _target_widths(recipe, size)
     if widths is None:
         return None, "trained weights unknown: backbone.target_modules names layers that config.json does not describe"
-    expert = recipe.experts.rank * widths * _depth(recipe.experts.depth, size.layers)
+    expert = recipe.experts.rank * widths * top_layers(recipe.experts.depth, size.layers)
     adapters = sum(experts) * (expert + size.hidden_size) * 4 / _MIB
     if recipe.task_model.kind == "full":
         return (
@@ -188,7 +184,7 @@ def _trained(recipe: Recipe, size: BackboneSize, experts: Sequence[int], backbon
             if backbone is None
             else (adapters + len(experts) * backbone, "")
         )
-    task = recipe.task_model.rank * widths * _depth(recipe.task_model.depth, size.layers) + size.hidden_size
+    task = recipe.task_model.rank * widths * top_layers(recipe.task_model.depth, size.layers) + size.hidden_size
     return adapters + len(experts) * task * 4 / _MIB, ""
 
 
@@ -213,8 +209,8 @@ def _trunk_states(
     """MiB held at once: the states below the task adapters, and the largest set below the experts of one category."""
     number_bytes = 2 if recipe.training.precision == "bf16" else 4
     full = recipe.task_model.kind == "full"
-    expert_start = size.layers - _depth(recipe.experts.depth, size.layers)
-    task_start = 0 if full else size.layers - _depth(recipe.task_model.depth, size.layers)
+    expert_start = size.layers - top_layers(recipe.experts.depth, size.layers)
+    task_start = 0 if full else size.layers - top_layers(recipe.task_model.depth, size.layers)
 
     def needed(comparisons: Iterable[Comparison]) -> float:
         once = {c.id: c for c in comparisons}.values()

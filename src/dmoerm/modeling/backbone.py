@@ -23,6 +23,7 @@ from dmoerm.modeling.embedded import resolve_source
 from dmoerm.modeling.experts import INPUT_PROJECTIONS, AdaptedLinear, LowRank, Pass, PassHolder, adapted_linears, repeat_rows, slot
 from dmoerm.modeling.pooled_layer import pooled_layer, supports_pooled_layer
 from dmoerm.modeling.prefix import FlatRow, attending_flat, shares_prefixes
+from dmoerm.recipe import top_layers
 
 __all__ = ["Backbone", "Pooling", "load_tokenizer", "plain_path"]
 
@@ -32,9 +33,10 @@ Pooling = Literal["mean", "spread", "last", "first"]
 SPREAD_POSITIONS = 32
 """Tokens that "spread" averages: nearly the mean of all, while the top layer runs at these positions alone."""
 
-CPU_ARRAY_BYTES = 2**25 - 2**12
-"""Above this size, less a header, the C library of Linux maps an array anew each time and the kernel clears its pages (glibc's
-M_MMAP_THRESHOLD): up to twice the time of a pass. On the CPU, passes without gradient are cut into rows that stay below it."""
+CPU_ARRAY_BYTES = 2**24
+"""On the CPU, passes without gradient are cut into rows whose widest array stays below this. Between 8 and 24 MiB the time of a pass is
+flat; above 32 MiB the C library of Linux maps an array anew each time and the kernel clears its pages (glibc's M_MMAP_THRESHOLD), up to
+twice the time; below 8 MiB the matrix products become small, which bf16 feels first."""
 
 QUERY_VALUE_NAMES = (
     ("q_proj", "v_proj"),
@@ -229,13 +231,13 @@ class Backbone(nn.Module):
     # --- adapters -----------------------------------------------------------------------------------------------------------------
 
     def first_layer(self, depth: int | str) -> int:
-        """Index of the lowest of the top `depth` layers: an int, "all", or "third" (a third of them, rounded, at least one)."""
+        """Index of the lowest of the top `depth` layers (`top_layers`)."""
         total = len(self.layers)
-        if depth == "all":
-            return 0
-        count = max(1, round(total / 3)) if depth == "third" else int(depth)
+        count = top_layers(depth, total)
         if not 1 <= count <= total:
-            raise ConfigError(f"depth {depth} does not fit {self.name}, which has {total} layers; use 1 to {total}, 'third' or 'all'")
+            raise ConfigError(
+                f"depth {depth} does not fit {self.name}, which has {total} layers; use 1 to {total}, 'sixth', 'third' or 'all'"
+            )
         return total - count
 
     def add_task_adapter(self, category: str, *, depth: int | str, rank: int, alpha: float, dropout: float) -> None:

@@ -4,8 +4,8 @@ Cross-fitting: for each fold, phases 1 and 2 run on the other folds; the fold's 
 have not seen them. These vectors fit the aggregator, choose the number of epochs and calibrate the reward. The experts that are kept are
 trained once more on everything. The paper's schedule trains phase 1 on one part of the comparisons and phase 3 on the other instead.
 
-The first heads of a category are fitted near those that all categories together would get (`Workspace.everyone`): a few hundred comparisons
-of one kind say little about hundreds of features, and what makes a good response is much the same elsewhere.
+The first heads of a category are fitted near what the experts of all categories together agree on (`Workspace.everyone`): a few hundred
+comparisons of one kind say little about hundreds of features, and what makes a good response is much the same elsewhere.
 
 Fold models live in the same adapter slot one after the other; their weights wait on the CPU.
 """
@@ -34,6 +34,9 @@ from dmoerm.training.trainer import Item, PhaseSettings, RankingModule, best_epo
 
 LeftOut = int | Literal["holdout"] | None
 """Which comparisons a fit must not see: those of a cross-fitting fold, those kept for phase 3, or none."""
+
+CONSENSUS = "#consensus"
+"""Stands for no capability: the mean of the standardised experts of all categories, as one head."""
 
 STATISTICS_COMPARISONS = 128
 """Comparisons over which the kept experts are standardised: more would move a mean by less than a tenth of a standard deviation."""
@@ -77,12 +80,14 @@ class Everyone:
     Attributes:
         comparisons: with an overall preference.
         labelled: with capability labels.
-        key: hash of both.
-        heads: (D,) by what was left out (a fold, the holdout or nothing) and capability, or TASK_MEMBER for the overall preference.
+        capabilities: those of the labels.
+        key: hash of comparisons and labels.
+        heads: (D,) by what was left out (fold, holdout or nothing) and capability, TASK_MEMBER for the overall preference or CONSENSUS.
     """
 
     comparisons: Sequence[Comparison]
     labelled: Sequence[Comparison]
+    capabilities: Sequence[str]
     key: str
     heads: dict[tuple[LeftOut, str], Tensor] = field(default_factory=dict)
 
@@ -380,7 +385,7 @@ class _Side:
             task=self.task_slot,
             states=None if unit.finished else self._expert_states(backbone, labelled),
             vectors=lambda: self._task_vectors(backbone, labelled),
-            priors={} if unit.finished else self._priors(everyone, (capability,), None),
+            prior_D=None if unit.finished else self._consensus(everyone, None),
             unit=unit,
             stop_after=epochs,
             report=work.log.stepper(f"phase 2, {self.category}, {capability}"),
@@ -412,7 +417,7 @@ class _Side:
             plan.task_shape,
             plan.task_settings,
             base_vectors=work.base_vectors,
-            prior_D=None if everyone is None or unit.finished else self._shared_head(everyone, TASK_MEMBER, left_out),
+            prior_D=None if unit.finished else self._consensus(everyone, left_out),
             states=states,
             unit=unit,
             stop_after=stop_after,
@@ -446,7 +451,7 @@ class _Side:
             task=self.task_slot,
             states=None if unit.finished else self._expert_states(run.backbone, [*train.labelled, *held.labelled]),
             vectors=lambda: self._task_vectors(run.backbone, train.labelled),
-            priors={} if unit.finished else self._priors(everyone, self.experts, left_out),
+            prior_D=None if unit.finished else self._consensus(everyone, left_out),
             unit=unit,
             stop_after=stop_after,
             report=work.log.stepper(f"phase 2, {self.category}, {name}"),
@@ -525,11 +530,20 @@ class _Side:
             everyone.heads[left_out, member] = fit_head(self.work.base_vectors, items, prior_D=prior_D)
         return everyone.heads[left_out, member]
 
-    def _priors(self, everyone: Everyone | None, capabilities: Sequence[str], left_out: LeftOut) -> dict[str, Tensor]:
+    def _consensus(self, everyone: Everyone | None, left_out: LeftOut) -> Tensor | None:
+        """The head (D,) that gives the mean of the standardised shared experts; where none has enough labels, the shared task head."""
         if everyone is None:
-            return {}
-        heads = {capability: self._shared_head(everyone, capability, left_out) for capability in capabilities}
-        return {capability: head_D for capability, head_D in heads.items() if head_D is not None}
+            return None
+        if (left_out, CONSENSUS) not in everyone.heads:
+            shared = (self._shared_head(everyone, name, left_out) for name in everyone.capabilities)
+            heads = [head_D for head_D in shared if head_D is not None]
+            if not heads:
+                return self._shared_head(everyone, TASK_MEMBER, left_out)
+            rows = {row for c in everyone.comparisons if not self._is_in(left_out, c) for row in self.work.rows.of_comparison[c.id]}
+            vectors_BD = torch.stack([self.work.base_vectors[row] for row in sorted(rows)])
+            standardised = [head_D / ((vectors_BD @ head_D).std() + 1e-8) for head_D in heads]
+            everyone.heads[left_out, CONSENSUS] = torch.stack(standardised).mean(0)
+        return everyone.heads[left_out, CONSENSUS]
 
     def _is_in(self, left_out: LeftOut, comparison: Comparison) -> bool:
         if left_out == "holdout":

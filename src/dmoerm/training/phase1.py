@@ -60,7 +60,9 @@ def task_items(
     ]
 
 
-def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], *, member: int = 0, prior_D: Tensor | None = None) -> Tensor:
+def fit_head(
+    vectors: dict[int, Tensor], items: Sequence[Item], *, member: int = 0, prior_D: Tensor | None = None, cautious: bool = False
+) -> Tensor:
     """Head (D,) whose scalars order a member's pairs best: logistic regression on vector differences, strength by cross-validation.
 
     Args:
@@ -68,6 +70,8 @@ def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], *, member: int =
         items: comparisons; folds never split one.
         member: only pairs of this member count.
         prior_D: a head to stay near: the fit is this head times a free factor plus a penalised difference.
+        cautious: of the strengths within a standard error of the best held-out loss take the smallest (the one-standard-error rule of
+            Breiman et al., Classification and Regression Trees, 1984), so few labels leave the prior only for a reason.
     """
     differences, weights, groups = [], [], []
     for group, item in enumerate(items):
@@ -93,8 +97,8 @@ def fit_head(vectors: dict[int, Tensor], items: Sequence[Item], *, member: int =
     if len(set(groups)) >= 10:
         folds = list(GroupKFold(3).split(x, groups=group_N))
         paths = [(_probe_path(x[fit], weight_N[fit], penalty_D), x[held]) for fit, held in folds]
-        losses = [float(np.mean([_held_out_loss(path[index], held) for path, held in paths])) for index in range(len(PROBE_STRENGTHS))]
-        strength = PROBE_STRENGTHS[int(np.argmin(losses))]
+        losses_NS = np.concatenate([_held_out_losses(path, held) for path, held in paths])
+        strength = PROBE_STRENGTHS[_chosen(losses_NS, cautious=cautious)]
     head = _probe_path(x, weight_N, penalty_D)[PROBE_STRENGTHS.index(strength)]
     change = head if margin_N is None else head[:-1]
     found_D = change if basis_RD is None else change @ basis_RD
@@ -126,8 +130,17 @@ def _probe_path(x: Array, weight_N: Array, penalty_D: Array) -> list[Array]:
     return solutions
 
 
-def _held_out_loss(coefficients: Array, x: Array) -> float:
-    return float(np.logaddexp(0.0, -(x @ coefficients)).mean())
+def _held_out_losses(path: Sequence[Array], x: Array) -> Array:
+    """(N, S): the loss of each pair under each strength."""
+    return np.stack([np.logaddexp(0.0, -(x @ coefficients)) for coefficients in path], 1)
+
+
+def _chosen(losses_NS: Array, *, cautious: bool) -> int:
+    """Which strength: that of the lowest loss, or the first whose loss is not above it by more than a standard error of the difference."""
+    best = int(losses_NS.mean(0).argmin())
+    excess_NS = losses_NS - losses_NS[:, [best]]
+    errors = excess_NS.std(0) / np.sqrt(len(excess_NS))
+    return int(np.argmax(excess_NS.mean(0) <= errors)) if cautious else best
 
 
 def train_task_model(
@@ -158,7 +171,7 @@ def train_task_model(
         settings: optimisation.
         base_vectors: pooled vectors of the bare backbone by row, for the first head.
         states: trunk states that enter the adapter's lowest layer, or None.
-        prior_D: a head that the first one is fitted near, or None.
+        prior_D: a head that the first one is fitted near, cautiously, or None.
         unit: where the result is stored; one that is stored is taken as it is.
         stop_after: epochs to run of the schedule; None means all.
         report: called with (step, steps in all).
@@ -174,7 +187,7 @@ def train_task_model(
         learning = [parameter for update in backbone.adapters("task", category).values() for parameter in update.parameters()]
     first = torch.randn(backbone.hidden_size) / backbone.hidden_size
     if shape.fit_head and (unit is None or not unit.finished):
-        first = fit_head(base_vectors, items, prior_D=prior_D)
+        first = fit_head(base_vectors, items, prior_D=prior_D, cautious=prior_D is not None)
     head = nn.Parameter(first.unsqueeze(0).to(backbone.device))
     module = RankingModule(backbone, rows, head, task=category, experts=None, states=states)
     only_these_learn(module, [*learning, head])

@@ -6,7 +6,7 @@ it (the paper), or that head refitted to the expert's own labels and held near t
 experts something to specialise from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,7 @@ def train_experts(
     task: str | None,
     states: TrunkStates | None,
     vectors: Callable[[], dict[int, Tensor]],
-    priors: Mapping[str, Tensor] = {},
+    prior_D: Tensor | None = None,
     unit: Unit | None = None,
     stop_after: int | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
@@ -99,7 +99,7 @@ def train_experts(
         task: slot of the frozen task adapter, or None when the task model is a full fine-tune.
         states: trunk states below the experts, made with that task adapter active, or None.
         vectors: gives the task model's pooled vector of each labelled row, for the first heads; not called when they are copies.
-        priors: by capability, a head that its first one is fitted near; the task model's for the others.
+        prior_D: a head that the first ones are fitted near, cautiously; None: near the task model's.
         unit: where the result is stored; one that is stored is taken as it is.
         stop_after: epochs to run of the schedule; None means all.
         report: called with (step, steps in all).
@@ -118,8 +118,9 @@ def train_experts(
     first_KD = task_head_D.detach().cpu().repeat(copies, 1)
     if shape.fit_heads and (unit is None or not unit.finished):
         of_row = vectors()
-        for member, capability in enumerate(capabilities, start=copies - len(capabilities)):
-            first_KD[member] = fit_head(of_row, items, member=member, prior_D=priors.get(capability, task_head_D))
+        near_D = task_head_D if prior_D is None else prior_D
+        for member in range(copies - len(capabilities), copies):
+            first_KD[member] = fit_head(of_row, items, member=member, prior_D=near_D, cautious=prior_D is not None)
     heads = nn.Parameter(first_KD.to(backbone.device))
     module = RankingModule(backbone, rows, heads, task=task, experts=category, states=states)
     learning = [parameter for update in backbone.adapters("experts", category).values() for parameter in update.parameters()]

@@ -23,7 +23,7 @@ from dmoerm.modeling.inner import InnerModel
 from dmoerm.modeling.reward_model import RewardModel, prompt_vectors
 from dmoerm.modeling.router import Router
 from dmoerm.recipe import ExpertOptions, Recipe, TaskModelOptions, dump_recipe, recipe_hash, run_folder
-from dmoerm.records import Comparison
+from dmoerm.records import OVERALL, Comparison
 from dmoerm.taxonomy import GENERAL, Taxonomy
 from dmoerm.training.checkpoints import RUN_FILE, RunState, content_key
 from dmoerm.training.inner import Everyone, InnerPlan, InnerResult, Workspace, train_inner
@@ -278,7 +278,8 @@ def everyone_of(comparisons: Sequence[Comparison], labelled: Sequence[Comparison
     """What first heads are fitted near, no head fitted yet; None where the recipe lets each category stand alone."""
     if not recipe.training.share_heads:
         return None
-    return Everyone(comparisons, labelled, content_key([to_native(c) for c in [*comparisons, *labelled]]))
+    capabilities = sorted({label.capability for c in labelled for label in c.labels} - {OVERALL})
+    return Everyone(comparisons, labelled, capabilities, content_key([to_native(c) for c in [*comparisons, *labelled]]))
 
 
 def _trunk_states(
