@@ -3,10 +3,10 @@
     python benchmarks/bulk_scoring.py WORK [--rows 1000000] [--workers 2] [--engines local ray] [--json FILE] [--markdown FILE]
 
 WORK is a folder for the model, the input and the outputs; what is there already is used again. The model has random weights: one layer,
-16 wide, two experts, short rows, so that what is measured is everything around the model. For each engine: `dmoerm score` in a session of its
-own; SIGKILL to the whole group when a share of the parts is there; `--resume` to the end. Then every line of the output must be the one
-that the input has in that place, and the engines must agree as id -> reward. Memory is the resident size of the first process and of the
-largest other process below it, each second.
+16 wide, two experts, short rows, so that what is measured is everything around the model. For each engine: `dmoerm score` in a session of
+its own; SIGKILL to the whole group when a share of the parts is there; `--resume` to the end. Then every line of the output must be the
+one that the input has in that place, and the engines must agree as id -> reward. Memory is the resident size of the first process and of
+the largest other process below it, each second.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def killed_and_resumed(engine, model, source, target, rows, workers):
 
 
 def quarters(values):
-    """At a quarter, a half, three quarters and the end of the time, the highest of the ten seconds around; start-up is in the first quarter."""
+    """At a quarter, a half, three quarters and near the end of the time, the highest of the ten seconds around."""
     picked = []
     for share in (0.25, 0.5, 0.75, 0.97):
         middle = int(share * len(values))
