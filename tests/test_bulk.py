@@ -353,6 +353,24 @@ def test_a_kill_between_the_merge_and_the_clearing_up_leaves_a_run_that_is_done(
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.faults("F29")
+def test_a_killed_run_that_was_told_to_overwrite_goes_on_and_the_old_output_stays_until_the_end(model, source, plain, tmp_path):
+    def stop(done, total):
+        if done >= 15:
+            raise Stop
+
+    target = tmp_path / "out.jsonl"
+    target.write_text("old")
+    with pytest.raises(Stop):
+        score_file(ModelSource(model, "cpu"), source, target, shard_responses=8, overwrite=True, progress=stop)
+    assert target.read_text() == "old"
+    result = score_file(ModelSource(model, "cpu"), source, target, shard_responses=8, resume=True)
+    assert result.resumed_rows == 5 + 6 + 6
+    same(rewards(target), plain[1])
+    with pytest.raises(ConfigError, match="exists already"):
+        score_file(ModelSource(model, "cpu"), source, target, shard_responses=8, resume=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -110,11 +110,10 @@ def score_file(
     try:
         facts = scorers.open()
         settings = _settings(known, facts, category, shard_responses)
-        kept = PartFolder.open(folder, settings, compressed=target.suffix == ".gz" and not parts, overwrite=overwrite)
-        with closing(kept):
-            if not overwrite and target.exists() and not parts:  # a run that was killed when all was done but the clearing up
-                done = kept.merged(target)
-                kept.remove()
+        there, compressed = target.exists() and not parts, target.suffix == ".gz" and not parts
+        with closing(PartFolder.open(folder, settings, compressed=compressed, overwrite=overwrite, replaces=there)) as kept:
+            if there and not overwrite and (done := kept.merged(target)) is not None:
+                kept.remove()  # killed when all was done but this
                 return _result(target, done, done.rows, 0, begin)
             tally = _Tally(known.rows, progress)
             shards = read_shards(source, known, category=category, shard_responses=shard_responses)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dmoerm.errors import ConfigError
+from dmoerm.modeling.model_folder import sha256_of
 from dmoerm.scoring.scorer import ScoredShard
 from dmoerm.scoring.shards import Shard
 
@@ -59,8 +60,9 @@ def refuse_taken(folder: Path, target: Path, *, resume: bool, overwrite: bool) -
         held = f"it holds {foreign[0]}" if foreign else "it is no folder"
         raise ConfigError(f"{folder} is not the parts of a run: {held}. Nothing was written. Name another output")
     begun = (folder / _RUN).exists()
-    whole = begun and _read(folder).get("finished") is not None
-    if not overwrite and (whole if target == folder else target.exists() and not (whole and resume)):
+    note = _read(folder) if begun else {}
+    whole = bool(note.get("finished"))
+    if not overwrite and (whole if target == folder else target.exists() and not (resume and (whole or note.get("replaces_output")))):
         raise ConfigError(f"{target} exists already; nothing was written. Name another output, or pass overwrite (--overwrite)")
     if begun and not resume and not overwrite:
         raise ConfigError(
@@ -71,14 +73,15 @@ def refuse_taken(folder: Path, target: Path, *, resume: bool, overwrite: bool) -
 class PartFolder:
     """The parts of one run, locked against a second one. Use `open`, and `close` in the end."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], lock: IO[str], *, compressed: bool) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], lock: IO[str], *, compressed: bool, replaces: bool) -> None:
         self.path = path
         self._settings = settings
+        self._replaces = replaces
         self._lock = lock
         self._suffix = ".jsonl.gz" if compressed else ".jsonl"
 
     @staticmethod
-    def open(path: Path, settings: dict[str, Any], *, compressed: bool, overwrite: bool) -> "PartFolder":
+    def open(path: Path, settings: dict[str, Any], *, compressed: bool, overwrite: bool, replaces: bool) -> "PartFolder":
         """Begin a folder, or go on with the one that is there.
 
         Args:
@@ -86,17 +89,20 @@ class PartFolder:
             settings: what the parts depend on, as JSON.
             compressed: parts are gzip.
             overwrite: begin again, whatever is there.
+            replaces: an output is there that this run was told to replace; a run that goes on was told so when it began.
 
         Raises:
             ConfigError: the parts that are there were made from something else (the message names what), or another run writes them.
         """
         path.mkdir(parents=True, exist_ok=True)
-        parts = PartFolder(path, settings, _locked(path), compressed=compressed)
+        parts = PartFolder(path, settings, _locked(path), compressed=compressed, replaces=replaces)
         try:
             if overwrite:
                 parts._clear()
             if (path / _RUN).exists():
-                _require_equal(path, _read(path), settings)
+                note = _read(path)
+                _require_equal(path, note, settings)
+                parts._replaces = bool(note.get("replaces_output"))
             else:
                 parts._clear()
                 parts._note()
@@ -132,7 +138,8 @@ class PartFolder:
         """The parts are the output: note that all of them are there."""
         for unfinished in self.path.glob("*.tmp"):
             unfinished.unlink()
-        self._note(totals, sum(self._part(index).stat().st_size for index in range(shards)))
+        assert all(self._part(index).exists() for index in range(shards))
+        self._note({**asdict(totals), "parts": shards})
 
     def merge(self, target: Path, shards: int, totals: Totals) -> None:
         """Make one file of all parts, which appears whole, and remove the folder."""
@@ -143,23 +150,28 @@ class PartFolder:
                     shutil.copyfileobj(part, out)
             out.flush()
             os.fsync(out.fileno())
-        self._note(totals, merged.stat().st_size)  # first, so that an output without this folder's removal is known as this run's
+        self._note({**asdict(totals), "output_sha256": sha256_of(merged)})  # first, so that after a kill the output is known as this run's
         merged.replace(target)
         _sync(target.parent)
         self.remove()
 
-    def merged(self, target: Path) -> Totals:
+    def merged(self, target: Path) -> Totals | None:
         """What the output holds, where an earlier run was killed after the merge and before it had cleared up.
 
+        Returns:
+            None where the output is the one that is still to be replaced.
+
         Raises:
-            ConfigError: the output is not the one that was merged.
+            ConfigError: the output is neither.
         """
-        found = _read(self.path).get("finished")
-        if not isinstance(found, dict) or target.stat().st_size != found.pop("bytes"):
+        found = _read(self.path).get("finished") or {}
+        if found and found.pop("output_sha256") == sha256_of(target):
+            return Totals(**found)
+        if not self._replaces:
             raise ConfigError(
                 f"{target} exists already and is not what {self.path} holds. Name another output, or pass overwrite (--overwrite)"
             )
-        return Totals(**found)
+        return None
 
     def remove(self) -> None:
         """Delete the folder; the note goes last, so that what is left after a kill is known as ours."""
@@ -176,9 +188,9 @@ class PartFolder:
     def _part(self, index: int) -> Path:
         return self.path / f"part-{index:08d}{self._suffix}"
 
-    def _note(self, totals: Totals | None = None, size: int = 0) -> None:
-        finished = None if totals is None else {**asdict(totals), "bytes": size}
-        _write(self.path / _RUN, (json.dumps({**self._settings, "finished": finished}, indent=2) + "\n").encode())
+    def _note(self, finished: dict[str, Any] | None = None) -> None:
+        note = {**self._settings, "replaces_output": self._replaces, "finished": finished}
+        _write(self.path / _RUN, (json.dumps(note, indent=2) + "\n").encode())
 
 
 def _read(folder: Path) -> dict[str, Any]:
