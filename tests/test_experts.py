@@ -332,9 +332,24 @@ def test_a_pass_is_cut_evenly_where_its_widest_array_would_be_too_large(half, mo
     a_row = 10 * K * backbone.model.config.intermediate_size * 4
     monkeypatch.setattr("dmoerm.modeling.backbone.CPU_ARRAY_BYTES", 3 * a_row - 1)  # two rows in float32, five in bfloat16
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        cut = backbone._pieces(batch, CATEGORY, None)
+        cut = backbone._pieces(batch, K)
     expected = [slice(0, 3), slice(3, 7)] if half else [slice(0, 1), slice(1, 3), slice(3, 5), slice(5, 7)]
     assert cut == expected
+
+
+def test_copies_do_not_count_where_they_meet_the_pooled_positions_alone(monkeypatch):
+    backbone, batch = with_adapters(plain_model("qwen3"), 1), padded("right")
+    monkeypatch.setattr(
+        "dmoerm.modeling.backbone.CPU_ARRAY_BYTES", batch["input_ids"].numel() * backbone.model.config.intermediate_size * 4
+    )  # the whole batch once, and no more
+    rows = []
+    real = backbone._run
+    monkeypatch.setattr(backbone, "_run", lambda part, run: rows.append(part["input_ids"].shape[0]) or real(part, run))
+    with torch.no_grad():
+        backbone.pooled(batch, experts=CATEGORY, pooling="last")
+        assert rows == [len(ROWS)]
+        backbone.pooled(batch, experts=CATEGORY, pooling="mean")
+    assert len(rows) > 2  # the trunk whole, its K copies in parts
 
 
 def test_trunk_states_above_the_lowest_expert_are_refused():

@@ -296,7 +296,7 @@ class Backbone(nn.Module):
             start: with `hidden_BLD`, the layer it enters; the layers below are skipped.
             hidden_BLD: what an earlier call gave for `start`.
         """
-        pieces = self._pieces(batch, None, None)
+        pieces = self._pieces(batch, 1)
         if len(pieces) > 1:
             return torch.cat(
                 [
@@ -339,7 +339,14 @@ class Backbone(nn.Module):
         """
         assert start == 0 or hidden_BLD is not None, "a pass that starts above the embeddings needs hidden states"
         pooling = pooling or self.pooling
-        pieces = self._pieces(batch, experts, members)
+        run = self._pass(task, experts, members, start=start, hidden_BLD=hidden_BLD)
+        top: Any = self.layers[-1].layer
+        checkpoints = self.training and _is_checkpointing(self.model)  # drops the cache the shortcut hands over
+        shortcut = shortcut and not checkpoints and supports_pooled_layer(top, self._attention)
+        sampled = shortcut and self.training and pooling == "mean" and self.sampled_positions is not None
+        all_positions = pooling == "mean" and not sampled
+        at_the_top = run.fan_out_at == len(self.layers) - 1 and shortcut and not all_positions  # copies meet pooled positions alone
+        pieces = self._pieces(batch, 1 if at_the_top else run.copies)
         if len(pieces) > 1:
             if experts is not None and (above := self.adapter_config[f"experts/{experts}"]["first_layer"]) > start:
                 start, hidden_BLD = above, self.trunk(batch, above, task=task, start=start, hidden_BLD=hidden_BLD)
@@ -353,14 +360,8 @@ class Backbone(nn.Module):
                     for piece in pieces
                 ]
             )  # fmt: skip
-        run = self._pass(task, experts, members, start=start, hidden_BLD=hidden_BLD)
         mask_BL = batch["attention_mask"].long()
-        top: Any = self.layers[-1].layer
-        checkpoints = self.training and _is_checkpointing(self.model)  # drops the cache the shortcut hands over
-        shortcut = shortcut and not checkpoints and supports_pooled_layer(top, self._attention)
-        sampled = shortcut and self.training and pooling == "mean" and self.sampled_positions is not None
         positions_BP, weights_BP = sampled_positions(mask_BL, self.sampled_positions) if sampled else pooled_positions(mask_BL, pooling)
-        all_positions = pooling == "mean" and not sampled
         if shortcut and not all_positions:
             run.pooled_index_BP = positions_BP
         hidden = self._run(batch, run).float()
@@ -372,14 +373,11 @@ class Backbone(nn.Module):
         pooled_KBD = (hidden_KBLD * weights_BP1).sum(2) / weights_BP1.sum(1)
         return pooled_KBD.transpose(0, 1)
 
-    def _pieces(self, batch: Mapping[str, Tensor], experts: str | None, members: Tensor | None) -> list[slice]:
+    def _pieces(self, batch: Mapping[str, Tensor], copies: int) -> list[slice]:
         """The rows of a batch, cut where its widest array would be too large for the CPU; one piece where gradients are wanted."""
         rows, length = batch["attention_mask"].shape
         if self.device.type != "cpu" or torch.is_grad_enabled():
             return [slice(0, rows)]
-        copies = 1
-        if experts is not None:
-            copies = self.adapter_config[f"experts/{experts}"]["copies"] if members is None else len(members)
         config = self.model.config
         half = torch.is_autocast_enabled("cpu") or self.model.dtype.itemsize == 2
         token_bytes = copies * getattr(config, "intermediate_size", 4 * self.hidden_size) * (2 if half else 4)
