@@ -305,6 +305,13 @@ def test_the_aggregations_on_the_command_line_are_those_of_the_model():
     assert AGGREGATIONS == IN_MODELING
 
 
+def test_the_engines_on_the_command_line_are_those_of_bulk_scoring():
+    from dmoerm.cli.score import ENGINES
+    from dmoerm.scoring import bulk
+
+    assert ENGINES == bulk.ENGINES
+
+
 # --- the library below evaluate ---------------------------------------------------------------------------------------------------------
 
 
@@ -458,12 +465,11 @@ def test_score_refuses_a_missing_input_and_an_unknown_category_without_a_trace(m
 
 
 @pytest.fixture
-def stopped(model, tmp_path, monkeypatch):
+def stopped(model, tmp_path):
     """A run that was interrupted after the first two of three rows."""
     from dmoerm import RewardModel
     from dmoerm.scoring import bulk
 
-    monkeypatch.setattr(bulk, "CHUNK_RESPONSES", 3)
     source = write(tmp_path / "in.jsonl", score_rows())
 
     def interrupt(done, total):
@@ -472,7 +478,7 @@ def stopped(model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bulk.score_file(RewardModel.from_pretrained(model), source, tmp_path / "out.jsonl", progress=interrupt)
+        bulk.score_file(RewardModel.from_pretrained(model), source, tmp_path / "out.jsonl", shard_responses=3, progress=interrupt)
     assert not (tmp_path / "out.jsonl").exists()
     return source, tmp_path / "out.jsonl"
 
@@ -480,12 +486,12 @@ def stopped(model, tmp_path, monkeypatch):
 @pytest.mark.faults("F29")
 def test_a_stopped_run_goes_on_where_it_ended_and_gives_the_same_file(model, stopped, tmp_path, capsys):
     source, target = stopped
-    with target.with_name("out.jsonl.partial").open("a") as file:
-        file.write('{"half a ro')  # a crash between the rows and the note
+    (target.with_name("out.jsonl.parts") / "part-00000001.jsonl.0123abcd.tmp").write_text('{"half a ro')  # killed while it wrote
     assert "--resume" in run(capsys, "score", model, source, target, code=cli.FAILED)
-    summary = json.loads(run(capsys, "score", model, source, target, "--resume"))
+    assert "another shard_responses (then 3, now 512)" in run(capsys, "score", model, source, target, "--resume", code=cli.FAILED)
+    summary = json.loads(run(capsys, "score", model, source, target, "--resume", "--shard-responses", 3))
     assert (summary["rows"], summary["resumed_rows"], summary["responses"]) == (3, 2, 5)
-    run(capsys, "score", model, source, tmp_path / "whole.jsonl", "--resume")  # nothing to go on with: from the beginning
+    run(capsys, "score", model, source, tmp_path / "whole.jsonl", "--resume", "--shard-responses", 3)  # from the beginning
     assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl", "whole.jsonl"}
 
@@ -496,9 +502,9 @@ def test_resume_refuses_another_setting_and_a_changed_input(model, stopped, caps
     assert "another aggregation" in run(capsys, "score", model, source, target, "--resume", "--aggregation", "wco", code=cli.FAILED)
     rows = score_rows()
     write(source, [{**rows[0], "response": "other"}, *rows[1:]])
-    assert "has changed in its first 2 rows" in run(capsys, "score", model, source, target, "--resume", code=cli.FAILED)
+    assert "another input_sha256" in run(capsys, "score", model, source, target, "--resume", code=cli.FAILED)
     write(source, rows[:1])
-    assert "has 1 rows" in run(capsys, "score", model, source, target, "--resume", code=cli.FAILED)
+    assert "another input_rows (then 3, now 1)" in run(capsys, "score", model, source, target, "--resume", code=cli.FAILED)
     run(capsys, "score", model, source, target, "--overwrite")
     assert len(read(target)) == 1
 

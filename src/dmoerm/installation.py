@@ -21,6 +21,7 @@ __all__ = ["Finding", "Installation", "inspect_installation"]
 SECURITY = {
     "torch": "a file can make it run code or corrupt memory, even with weights_only (CVE-2025-32434, CVE-2026-24747)",
     "h11": "a request can be smuggled past a proxy (CVE-2025-43859)",
+    "ray": "a web page open in a browser can run code on the cluster (CVE-2025-62593)",
     "starlette": "one request's headers can keep the server busy (CVE-2025-62727)",
     "transformers": "a model's config can make it run code (CVE-2026-4372, CVE-2026-5241)",
 }
