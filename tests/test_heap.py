@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dmoerm.serving.heap import GROWTH_BYTES, PAUSE, Heap, resident_bytes
+from dmoerm.serving.heap import GROWTH_BYTES, PAUSE, Heap, environment_without_block_cache, resident_bytes
 
 MIB = 2**20
 
@@ -62,6 +62,15 @@ def test_a_trim_is_followed_by_a_pause_of_two_hundred_times_its_own():
     machine.now += 0.02
     assert heap.tidy()
     assert machine.trims == 2
+
+
+def test_the_environment_keeps_what_else_it_says_and_a_choice_of_the_operator():
+    found = environment_without_block_cache({"A": "b"})
+    assert found == {"A": "b", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    assert environment_without_block_cache(found) is None
+    assert environment_without_block_cache({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}) is None
+    other = environment_without_block_cache({"GLIBC_TUNABLES": "glibc.malloc.perturb=1"})
+    assert other == {"GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"}
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's heap")

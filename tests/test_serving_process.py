@@ -113,6 +113,12 @@ def server(trained):  # noqa: F811
     process.end()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the environment of a process is read from /proc")
+def test_the_command_runs_without_glibc_s_cache_of_small_blocks_under_its_own_number(server):
+    environment = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+    assert b"GLIBC_TUNABLES=glibc.malloc.tcache_count=0" in environment
+
+
 # --- clients ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked is not None and asked not in VERBS:
         parser.error(_unknown_verb(asked))
     args = parser.parse_args(arguments)
+    args.own_process = argv is None  # the command is all that this process is for
     progress = _progress_to_stderr(quiet=args.quiet)
     try:
         return _run(args)

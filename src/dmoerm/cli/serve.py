@@ -37,9 +37,12 @@ def run(args: argparse.Namespace) -> int:
 
     from dmoerm.cli.options import open_model
     from dmoerm.errors import ConfigError
+    from dmoerm.serving.heap import restart_without_block_cache
     from dmoerm.serving.run import serve
     from dmoerm.serving.settings import Limits, ServerSettings, with_limits
 
+    if args.own_process:
+        restart_without_block_cache()
     if args.failed_reward is not None and not math.isfinite(args.failed_reward):
         raise ConfigError("--failed-reward is no finite number; expected one such as -5")
     settings = ServerSettings(

@@ -1,30 +1,34 @@
-"""Free memory of the C library goes back to the system before it piles up.
+"""The heap of a server does not grow beyond what it uses.
 
 torch takes its arrays with `posix_memalign`. glibc cuts them out of larger blocks, and the slivers beside them go to a cache of small
 blocks that each thread has (tcache). There they are not joined with their neighbours again and soon hold something else, so an array that
 was freed leaves a hole which the next one of its size does not fit in: under load the heap grew to five times of what was in use, all of it
-free between batches. Without that cache (GLIBC_TUNABLES=glibc.malloc.tcache_count=0) the same batches left the heap as it was; but
-only the environment of a new process can say so.
+free between batches. Without that cache the same batches leave the heap as it is; but only the environment of a new process can say so.
+So `dmoerm serve` starts itself anew in such an environment.
 
-`malloc_trim` gives the pages of the holes back. They are mapped anew where they are used, which costs time, so it is called only when the
-process has grown by `GROWTH_BYTES`, and no more than a set share of the time is spent in it. Elsewhere than on Linux with glibc nothing is
-done. Source: malloc_trim(3), mallopt(3), malloc/malloc.c of glibc 2.36.
+Where a program of its own serves, or something else piles up, `Heap.tidy` gives free pages back. They are mapped anew where they are used,
+which costs time, so it acts only when the process has grown by `GROWTH_BYTES`, and for no more than a set share of the time.
+
+Elsewhere than on Linux with glibc nothing is done. Source: malloc_trim(3), mallopt(3), malloc/malloc.c of glibc 2.36, and the tunables of
+its manual.
 """
 
 import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-__all__ = ["Heap", "resident_bytes", "share_one_arena"]
+__all__ = ["Heap", "environment_without_block_cache", "resident_bytes", "restart_without_block_cache", "share_one_arena"]
 
 GROWTH_BYTES = 128 * 2**20
 """Above the least that was left after a trim, or by the first batch."""
 PAUSE = 200
 """So many times of what a trim took, the thread computes before the next one: half a percent, and the pages that are then mapped anew."""
 
+_TUNABLES = "GLIBC_TUNABLES"
+_COUNT = "glibc.malloc.tcache_count"
 _M_ARENA_MAX = -8
 """From glibc's malloc.h."""
 _STATM = Path("/proc/self/statm")
@@ -38,6 +42,22 @@ def share_one_arena() -> None:
     """
     if (mallopt := _of_glibc("mallopt")) is not None:
         mallopt(_M_ARENA_MAX, 1)
+
+
+def restart_without_block_cache() -> None:
+    """Run this command anew, in the same process, without the cache of small blocks; returns where that is so already."""
+    environment = environment_without_block_cache(os.environ)
+    if _of_glibc("malloc_trim") is None or environment is None or not sys.orig_argv or not sys.executable:
+        return
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def environment_without_block_cache(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The environment with that setting beside the others; None where it has one for this cache already, whichever that is."""
+    given = environment.get(_TUNABLES, "")
+    if _COUNT in given:
+        return None
+    return {**environment, _TUNABLES: f"{given}:{_COUNT}=0".lstrip(":")}
 
 
 def resident_bytes() -> int:
