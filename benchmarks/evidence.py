@@ -100,6 +100,17 @@ def write_results(output: Path, name: str, title: str, report: ContestReport, fa
     write_contest_csv(output / name, report)
 
 
+def without_places(words: Sequence[str], data: Path) -> list[str]:
+    """The command line that others can repeat: DIR for the data, no other folders of this machine."""
+    kept, words = [], iter(words)
+    for word in words:
+        if word in ("--work", "--output"):
+            next(words, None)
+        elif not word.startswith(("--work=", "--output=")):
+            kept.append(word.replace(str(data), "DIR"))
+    return kept
+
+
 def run(contest: Contest, args: argparse.Namespace, name: str, title: str) -> None:
     """Every piece, and the results whenever a training set is complete."""
 
@@ -109,7 +120,7 @@ def run(contest: Contest, args: argparse.Namespace, name: str, title: str) -> No
         now = datetime.now(UTC)
         facts = {
             "date": f"{now:%Y-%m-%d %H:%M} UTC",
-            "command": shlex.join(["python", "benchmarks/evidence.py", *(word.replace(str(args.data), "DIR") for word in sys.argv[1:])]),
+            "command": shlex.join(["python", "benchmarks/evidence.py", *without_places(sys.argv[1:], args.data)]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {contest.device}",
             "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
             "recipe": recipe_hash(contest.recipe),
