@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from expert_cost import EXPERT, K, Case, backbone_of, machine, make_batch, plain_model, pool, precision, randomise, take_turns
+from expert_cost import EXPERT, Case, K, backbone_of, machine, make_batch, plain_model, pool, precision, randomise, take_turns
 from transformers.utils.logging import disable_progress_bar
 
 from dmoerm.modeling import backbone as backbones
