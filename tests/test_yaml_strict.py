@@ -112,6 +112,12 @@ def test_a_text_that_looks_like_a_number_comes_back_as_text():
     assert parse_yaml(dump_yaml({"a": "1e-5", "b": "no", "c": "0x1F"}), "t.yaml").value == {"a": "1e-5", "b": "no", "c": "0x1F"}
 
 
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", "\u2028", "\u2029 c", "\r", "\x85 # no comment: 1"])
+def test_every_line_break_of_yaml_comes_back(text):
+    assert parse_yaml(dump_yaml({"a": [text]}), "t.yaml").value == {"a": [text]}
+    assert parse_yaml(inline_yaml(text), "t.yaml").value == text
+
+
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"), max_size=8)
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc1e-", max_size=4), inner, max_size=3))
 

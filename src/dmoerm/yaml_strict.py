@@ -76,6 +76,15 @@ class _StrictDumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _StrictDumper, text: str) -> yaml.ScalarNode:
+    # Line breaks beyond \n that YAML 1.1 knows: between single quotes they are folded to a space, between double ones escaped.
+    style = '"' if _OTHER_BREAKS.search(text) else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_OTHER_BREAKS = re.compile("[\x85\u2028\u2029]")
+_StrictDumper.add_representer(str, _represent_text)
+
 for _name, _pattern, _first in _PATTERNS:
     _StrictLoader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), [*_first, *([""] if _name == "null" else [])])
 
