@@ -34,7 +34,7 @@ SPREAD_POSITIONS = 32
 """Tokens that "spread" averages: nearly the mean of all, while the top layer runs at these positions alone."""
 
 CPU_ARRAY_BYTES = 2**24
-"""On the CPU, passes without gradient are cut into rows whose widest array stays below this (benchmarks/array_size.py). Between 8 and 24 MiB
+"""On the CPU, passes without gradient are cut into rows whose widest array stays below this (benchmarks/array_size.py). From 8 to 24 MiB
 a pass takes about the same time; above 32 MiB the C library of Linux maps an array anew each time and the kernel clears its pages
 (glibc's M_MMAP_THRESHOLD); below 8 MiB the matrix products become small, which bf16 feels first."""
 
