@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=8, help="a prompt, to learn from")
     parser.add_argument("--test-responses", type=int, default=16, help="a prompt, to measure on")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, help="default: that of dmoerm export")
     parser.add_argument("--limit", type=int, help="pools of each kind, to see that it works")
     parser.add_argument("--output", type=Path, nargs="?", const=RESULTS, help="write student.md and .json there (default results/)")
     args = parser.parse_args()
@@ -109,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         made = export_student(
             teacher, Path(scratch) / "student", candidates(learn), test=candidates(test), reseeded=again,
-            options=StudentOptions(epochs=args.epochs), resampling=resampling,
+            options=StudentOptions(epochs=args.epochs, learning_rate=args.learning_rate), resampling=resampling,
             progress=lambda what, done, total: print(f"{what} {done} of {total}", flush=True) if done % 64 == 0 or done == total else None,
         )  # fmt: skip
         minutes = (time.monotonic() - begin) / 60
@@ -133,7 +134,7 @@ def main() -> None:
             "",
             f"Date {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
             f"transformers {transformers.__version__}. Recipe {recipe_hash(recipe)}; {made.train_prompts} prompts with "
-            f"{made.train_responses:,} responses, {args.epochs} epochs, {minutes:.0f} minutes with all scoring; "
+            f"{made.train_responses:,} responses, {args.epochs} epochs at {made.learning_rate:g} ({made.epoch} kept), {minutes:.0f} minutes with all scoring; "
             f"{made.parameters / 1e6:.1f} M parameters.",
             "",
             "```text",

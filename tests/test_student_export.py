@@ -147,6 +147,51 @@ def test_bert_starts_as_the_mean_over_tokens(tiny_encoder_folder):
         assert torch.allclose(below[:6].mean(0), pooled, atol=1e-4)
 
 
+def test_how_the_teacher_reads_decides_where_a_stock_tokenizer_cuts_and_what_positions_carry(tiny_encoder_folder):
+    import torch
+
+    from dmoerm.modeling.student import Reading, build_student, encode, reading_of, student_renderer
+
+    teacher = random_model(str(tiny_encoder_folder), full=False)
+    renderer = student_renderer(teacher)
+    prompt, long = (Message("user", "a b c"),), " ".join(["river"] * 100)
+    cut = reading_of(renderer, [(prompt, ["x y", long])])
+    # [CLS] a b c [SEP], then segment 1: both rows agree wherever they are long enough
+    assert cut.response_share_T == (0.0,) * 5 + (1.0,) * (renderer.max_length_tokens - 5)
+    assert cut.truncation_side == "right"  # the teacher drops the end of a response
+    mixed = reading_of(renderer, [(prompt, ["x y"]), ((Message("user", "a"),), ["x y z"])])
+    assert mixed.response_share_T[:5] == (0.0, 0.0, 0.0, 0.5, 0.5)
+    ends = (Message("user", " ".join(["a"] * 100)), Message("assistant", "b"), Message("user", " ".join(["c"] * 8)))
+    assert reading_of(renderer, [(ends, ["x y"])]).truncation_side == "left"  # a long prompt loses its middle, a short response nothing
+    left, right = (build_student(teacher, reading=Reading(side)) for side in ("left", "right"))
+    ids = {student.tokenizer.truncation_side: encode(student.tokenizer, prompt, long) for student in (left, right)}
+    assert ids["right"][0][0] == renderer.tokenizer.cls_token_id
+    assert ids["left"][0][-1] == renderer.tokenizer.sep_token_id
+    assert [len(row) for row, _ in ids.values()] == [renderer.max_length_tokens] * 2
+    share = (0.0, 0.25, 1.0)
+    plain, folded = (build_student(teacher, reading=Reading("right", found)).model.bert.embeddings for found in ((), share))
+    segments = plain.token_type_embeddings.weight
+    moved = folded.position_embeddings.weight - plain.position_embeddings.weight
+    weights = torch.tensor([*share, *[1.0] * (moved.shape[0] - 3)])
+    assert torch.allclose(moved, weights[:, None] * (segments[1] - segments[0]), atol=1e-6)
+
+
+def test_the_epoch_that_is_nearest_to_the_teacher_is_kept(tiny_encoder_folder, data, tmp_path):
+    """A rate that ruins the student leaves the fitted last layer, one that serves it a later epoch; the folder holds it."""
+    teacher = random_model(str(tiny_encoder_folder), full=False)
+    ruined, served = (
+        export_student(teacher, tmp_path / str(rate), data, options=StudentOptions(epochs=3, learning_rate=rate)) for rate in (0.5, 1e-3)
+    )
+    for found in (ruined, served):
+        assert len(found.errors) == 4
+        assert found.errors[found.epoch] == min(found.errors)
+    assert ruined.epoch == 0
+    assert served.epoch > 0
+    assert served.errors[0] == pytest.approx(ruined.errors[0])  # both began alike
+    assert ruined.student.kendall.value > 0.2
+    assert f"the state after epoch {served.epoch} was kept" in (served.folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_reseeded_teacher_is_measured_beside_and_the_teacher_itself_is_refused(tiny_encoder_folder, tmp_path):
     data = candidates(60)
     teacher = random_model(str(tiny_encoder_folder), full=False)

@@ -48,7 +48,7 @@ class StudentOptions:
     Attributes:
         backbone: another pretrained model; None is the teacher's, as its `general` task model left it.
         epochs: passes over the prompts.
-        learning_rate: of AdamW, peak; it falls to 0.
+        learning_rate: of AdamW, peak; it falls to 0. None: 1e-5 where the student starts from the teacher's body, 5e-5 from another.
         prompts_per_batch: prompts whose responses make a batch.
         level_weight: see `training.distillation.distillation_loss`.
         held_out_fraction: share of the prompts that is only measured on, where no test files are given; a hundredth is the least step.
@@ -57,7 +57,7 @@ class StudentOptions:
 
     backbone: str | None = None
     epochs: int = 5
-    learning_rate: float = 5e-5
+    learning_rate: float | None = None
     prompts_per_batch: int = 8
     level_weight: float = 0.1
     held_out_fraction: float = 0.2
@@ -65,10 +65,16 @@ class StudentOptions:
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("prompts_per_batch", 1), ("learning_rate", 1e-9), ("level_weight", 0.0)):
-            if not getattr(self, name) >= low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {low:g}")
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise ConfigError(f"{name} is {value}; expected at least {low:g}")
         if not 0.01 <= self.held_out_fraction <= 0.9:
             raise ConfigError(f"held_out_fraction is {self.held_out_fraction}; expected 0.01 to 0.9")
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate, chosen where it was not given."""
+        return self.learning_rate or (1e-5 if self.backbone is None else 5e-5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,10 @@ class StudentExport:
         backbone: what it was made from, and `from_teacher` whether with what the teacher had learned.
         parameters: of the student.
         max_length_tokens: of a row.
+        truncation_side: where its tokenizer cuts: the side that leaves more of what the teacher sees.
         options: how it was taught.
+        learning_rate: its peak.
+        epoch, errors: which pass was kept and why; see `training.distillation.Distilled`.
         train_prompts: prompts it learned from, with `train_responses` responses.
         held_out_prompts: prompts it was measured on.
         dropped: what was left out of the data, by reason, with counts.
@@ -97,7 +106,11 @@ class StudentExport:
     from_teacher: bool
     parameters: int
     max_length_tokens: int
+    truncation_side: str
     options: StudentOptions
+    learning_rate: float
+    epoch: int
+    errors: tuple[float, ...]
     train_prompts: int
     train_responses: int
     held_out_prompts: int
@@ -154,7 +167,7 @@ def export_student(
         TrainingError: as `training.distillation.distil`.
     """
     from dmoerm.modeling.peft_export import EXPORT_MARKER
-    from dmoerm.modeling.student import build_student, encode, save_student
+    from dmoerm.modeling.student import build_student, encode, reading_of, save_student, student_renderer
     from dmoerm.training.distillation import Lesson, distil
 
     options = options or StudentOptions()
@@ -162,7 +175,8 @@ def export_student(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a student is taught in one process; start dmoerm without accelerate launch or torchrun")
     learned, held_out, left_out = _split(data, test, options)
-    student = build_student(teacher, backbone=options.backbone, seed=options.seed)
+    reading = reading_of(student_renderer(teacher, options.backbone), [(one.prompt, one.responses) for one in learned])
+    student = build_student(teacher, backbone=options.backbone, reading=reading, seed=options.seed)
     known = {"learn": _scored(teacher, learned, "teacher", progress), "held out": _scored(teacher, held_out, "teacher, held out", progress)}
     lessons, dropped, cut = [], dict(left_out), 0
     for one, rewards in zip(learned, known["learn"], strict=True):
@@ -179,7 +193,7 @@ def export_student(
     _require(sum(len(lesson.rows) > 1 for lesson in lessons), "to learn from")
     student.model.to(teacher.device)
     pad = student.tokenizer.pad_token_id
-    distil(
+    taught = distil(
         student.model,
         lessons,
         _settings(options),
@@ -205,7 +219,11 @@ def export_student(
             from_teacher=student.from_teacher,
             parameters=sum(parameter.numel() for parameter in student.model.parameters()),
             max_length_tokens=student.max_length_tokens,
+            truncation_side=reading.truncation_side,
             options=options,
+            learning_rate=options.peak_rate,
+            epoch=taught.epoch,
+            errors=taught.errors,
             train_prompts=len(lessons),
             train_responses=sum(len(lesson.rows) for lesson in lessons),
             held_out_prompts=len(held_out),
@@ -323,7 +341,7 @@ def _settings(options: StudentOptions) -> "PhaseSettings":
     from dmoerm.training.trainer import PhaseSettings
 
     return PhaseSettings(
-        learning_rate=options.learning_rate,
+        learning_rate=options.peak_rate,
         epochs=options.epochs,
         comparisons_per_batch=options.prompts_per_batch,
         weight_decay=0.01,

@@ -10,14 +10,21 @@ stands on top is what the family's stock class has there, so that `AutoModelForS
 - ModernBERT: the mean, which its class offers;
 - other encoders: their own head, new.
 
+A stock tokenizer reads a row a little otherwise than a teacher. It cuts on one side only, so `reading_of` finds the side on which more
+of what the teacher sees is left. And it gives every token segment 0, where a BERT teacher reads responses as segment 1; as a response has
+mostly begun after some tens of tokens, the difference of the two segment vectors goes into the position vectors, weighed by how often a
+position lies in a response.
+
 Nothing here trains: `training/distillation.py` does.
 """
 
 import copy
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -31,8 +38,8 @@ from transformers import (
 )
 
 from dmoerm.data.frames import equal_template
-from dmoerm.data.rendering import Renderer
-from dmoerm.errors import ConfigError
+from dmoerm.data.rendering import Rendered, Renderer
+from dmoerm.errors import ConfigError, DataError
 from dmoerm.modeling.artifact import save_tokenizer
 from dmoerm.modeling.backbone import Backbone, load_tokenizer
 from dmoerm.modeling.peft_export import classifier_padding, plain_state
@@ -40,7 +47,18 @@ from dmoerm.modeling.reward_model import RewardModel
 from dmoerm.records import Message
 from dmoerm.taxonomy import GENERAL
 
-__all__ = ["LABEL", "Student", "build_student", "encode", "final_linear", "save_student", "stock_tokenizer"]
+__all__ = [
+    "LABEL",
+    "Reading",
+    "Student",
+    "build_student",
+    "encode",
+    "final_linear",
+    "reading_of",
+    "save_student",
+    "stock_tokenizer",
+    "student_renderer",
+]
 
 LABEL = "reward"
 """Name of the one label, as `pipeline("text-classification")` prints it."""
@@ -50,6 +68,23 @@ MEAN_WEIGHT = 4.0
 
 POOLER_GAIN = 0.25
 """Of BERT's pooler at the start: its tanh stays near linear for the values that come out of a layer norm."""
+
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a student has to know of how its teacher reads the rows it learns from.
+
+    Attributes:
+        truncation_side: where a stock tokenizer has to cut so that more of what the teacher sees is left.
+        response_share_T: by position, the share of rows of that length whose response has begun there, 0 to 1; empty where the teacher
+            does not tell segments apart.
+    """
+
+    truncation_side: Side = "right"
+    response_share_T: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,44 +105,75 @@ class Student:
 
     @property
     def max_length_tokens(self) -> int:
-        """Tokens of a row; longer ones lose their beginning where the caller lets the tokenizer cut."""
+        """Tokens of a row; longer ones lose the tokenizer's truncation side where the caller lets it cut."""
         return int(self.tokenizer.model_max_length)
 
 
-def build_student(teacher: RewardModel, *, backbone: str | None = None, seed: int = 0) -> Student:
+def student_renderer(teacher: RewardModel, backbone: str | None = None) -> Renderer:
+    """The teacher's renderer, or one of another backbone with the teacher's token budget."""
+    return teacher.renderer if backbone is None else Renderer(load_tokenizer(backbone), teacher.renderer.max_length_tokens)
+
+
+def reading_of(renderer: Renderer, rows: Sequence[tuple[tuple[Message, ...], Sequence[str]]]) -> Reading:
+    """How a renderer reads prompts with their responses.
+
+    Args:
+        renderer: of the student's tokenizer, with the teacher's rules.
+        rows: each prompt with its responses; prompts that cannot be rendered with all of them are passed over.
+    """
+    stock = stock_tokenizer(renderer.tokenizer, renderer.max_length_tokens, "right")
+    kept, rendered = {"right": 0, "left": 0}, []
+    for prompt, responses in rows:
+        try:
+            found = renderer.render(prompt, responses)
+        except DataError:
+            continue
+        rendered += found
+        for row, response in zip(found, responses, strict=True):
+            if row.truncated_prompt or row.truncated_response:
+                whole, seen = _whole(stock, prompt, response), Counter(row.input_ids)
+                kept["right"] += (Counter(whole[: renderer.max_length_tokens]) & seen).total()
+                kept["left"] += (Counter(whole[-renderer.max_length_tokens :]) & seen).total()
+    side: Side = "left" if kept["left"] > kept["right"] else "right"
+    return Reading(side, _response_share(rendered))
+
+
+def build_student(teacher: RewardModel, *, backbone: str | None = None, reading: Reading | None = None, seed: int = 0) -> Student:
     """A student that has not learned yet.
 
     Args:
         teacher: gives the token budget and, unless `backbone` is named, the body and its weights.
         backbone: folder or Hub id of another pretrained model.
+        reading: how the teacher reads the rows to learn from; None: cut on the right, segments as the stock class has them.
         seed: of weights that no checkpoint has.
 
     Raises:
         ConfigError: transformers has no such classifier for the family, or the tokenizer cannot pad for one.
     """
-    budget = teacher.renderer.max_length_tokens
+    reading, renderer = reading or Reading(), student_renderer(teacher, backbone)
+    budget = renderer.max_length_tokens
     if backbone is None:
         own = teacher.own_backbones.get(GENERAL)
         body = own or teacher.backbone
-        state, renderer = _merged(body, None if own else GENERAL), teacher.renderer
+        state = _merged(body, None if own else GENERAL)
+        _fold_segments(state, reading.response_share_T)
     else:
         body = Backbone.load(backbone)
-        state, renderer = plain_state(body), Renderer(load_tokenizer(backbone), budget)
+        state = plain_state(body)
     config = _config(body, renderer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _classifier(config, body.name)
     _load_body(model, state, body)
     positions = getattr(config, "max_position_embeddings", None) or budget
-    tokenizer = stock_tokenizer(renderer.tokenizer, min(budget, int(positions)))
+    tokenizer = stock_tokenizer(renderer.tokenizer, min(budget, int(positions)), reading.truncation_side)
     return Student(model.eval(), tokenizer, body.name, backbone is None)
 
 
-def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int) -> PreTrainedTokenizerFast:
+def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int, truncation_side: Side) -> PreTrainedTokenizerFast:
     """A tokenizer of the same vocabulary whose chat template writes every special token, and that adds none of its own.
 
-    So a text gets the same ids whether a tool asks for special tokens or not (`pipeline` does, TRL does not). It pads on the right and
-    cuts on the left: the end of a response says more than the beginning of a long prompt.
+    So a text gets the same ids whether a tool asks for special tokens or not (`pipeline` does, TRL does not). It pads on the right.
     """
     core = json.loads(tokenizer.backend_tokenizer.to_str())  # a Renderer takes fast tokenizers only
     stock = PreTrainedTokenizerFast(
@@ -116,7 +182,7 @@ def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int) 
         model_max_length=max_length_tokens,
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
-        truncation_side="left",
+        truncation_side=truncation_side,
     )
     stock.chat_template = equal_template(tokenizer)
     return stock
@@ -124,11 +190,14 @@ def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int) 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: tuple[Message, ...], response: str) -> tuple[list[int], bool]:
     """The ids of a row as any tool of transformers makes them, cut to the budget, and whether something was cut."""
+    ids, limit = _whole(tokenizer, prompt, response), int(tokenizer.model_max_length)
+    return ids[-limit:] if tokenizer.truncation_side == "left" else ids[:limit], len(ids) > limit
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, prompt: tuple[Message, ...], response: str) -> list[int]:
     turns = [{"role": message.role, "content": message.content} for message in prompt]
     text = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], tokenize=False)
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    limit = int(tokenizer.model_max_length)
-    return ids[-limit:], len(ids) > limit
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def save_student(student: Student, folder: Path) -> None:
@@ -154,6 +223,28 @@ def final_linear(model: nn.Module) -> nn.Linear:
 
 
 # --- from backbone to classifier ----------------------------------------------------------------------------------------------------
+
+
+def _response_share(rows: Sequence[Rendered]) -> tuple[float, ...]:
+    if not rows or rows[0].token_type_ids is None:
+        return ()
+    kinds = [row.token_type_ids or () for row in rows]
+    share, found = 0.0, []
+    for position in range(max(map(len, kinds))):
+        here = [kind[position] for kind in kinds if len(kind) > position]
+        share = sum(here) / len(here)
+        found.append(share)
+    return tuple(found)
+
+
+def _fold_segments(state: dict[str, Tensor], share_T: Sequence[float]) -> None:
+    """Add to each position vector what segments add there on average in the rows of the teacher; past the longest row as at its end."""
+    positions, segments = "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"
+    if not share_T or positions not in state or state.get(segments, torch.zeros(1, 1)).shape[0] < 2:
+        return
+    count = state[positions].shape[0]
+    weights_T = torch.tensor([*share_T, *[share_T[-1]] * count][:count])
+    state[positions] = state[positions] + weights_T[:, None] * (state[segments][1] - state[segments][0])
 
 
 def _merged(body: Backbone, task: str | None) -> dict[str, Tensor]:

@@ -83,19 +83,20 @@ def _taught(figures: Mapping[str, Any]) -> list[str]:
     start = "as the teacher's general task model left it" if figures["from_teacher"] else "as it was published"
     base = card_base(figures["backbone"])
     name = figures["backbone"] if base else Path(figures["backbone"]).name
+    kept = f"; the state after epoch {figures['epoch']} was kept, nearest to the teacher on other prompts" if figures["errors"] else ""
     return [
         "## How it was taught",
         "",
         f"From {name}, {start}, on the teacher's rewards of {figures['train_responses']:,} responses to",
         f"{figures['train_prompts']:,} prompts; no label was read. Loss: squared error of reward differences within a prompt, and",
         f"{options['level_weight']:g} times that of the prompt's mean. {options['epochs']} epochs, peak learning rate",
-        f"{options['learning_rate']:g}, seed {options['seed']}. Made with dmoerm {figures['dmoerm_version']}.",
+        f"{figures['learning_rate']:g}, seed {options['seed']}{kept}. Made with dmoerm {figures['dmoerm_version']}.",
         "",
     ]
 
 
 def _use(figures: Mapping[str, Any]) -> list[str]:
-    limit = figures["max_length_tokens"]
+    limit, lost = figures["max_length_tokens"], "end" if figures["truncation_side"] == "right" else "beginning"
     return [
         "## Use",
         "",
@@ -125,7 +126,7 @@ def _use(figures: Mapping[str, Any]) -> list[str]:
         "- vLLM: `vllm serve FOLDER --runner pooling`, then `/classify` with `messages` and `use_activation: false`. This command was not "
         "run when the page was written.",
         "",
-        f"It reads {limit} tokens. With `truncation=True` a longer row loses its beginning; without it, cut prompts yourself, as TRL's "
+        f"It reads {limit} tokens. With `truncation=True` a longer row loses its {lost}; without it, cut prompts yourself, as TRL's "
         "`max_prompt_length` and `max_completion_length` do.",
         "",
     ]

@@ -5,16 +5,21 @@ those differences. A small share of the error of the prompt's mean keeps the stu
 normalisation serves both; weighed more, it would spend the student's capacity on how hard a prompt is.
 
 The last linear layer is fitted first, in closed form under the same loss (ridge; its strength by the prompts of a fifth of the data, not
-fitted); then everything learns, without dropout: the teacher's rewards carry no noise that would need it.
+fitted); then everything learns, without dropout: the teacher's rewards carry no noise that would need it. That first state is a good
+one, and a rate too high for the data leaves it for a worse; so every tenth prompt only says, after each epoch, how far the student is
+from its teacher, and the nearest state is kept, the first among them.
 
 Shapes: B rows, P prompts, D width of the last layer.
 Source: Hinton et al. (arXiv 1503.02531) for learning from a teacher's outputs; the split into differences and level is ours.
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,13 +29,19 @@ from dmoerm.modeling.student import final_linear
 from dmoerm.training.rows import to_device
 from dmoerm.training.trainer import PhaseSettings, train_classifier
 
-__all__ = ["Lesson", "distil", "distillation_loss", "within_variance"]
+__all__ = ["Distilled", "Lesson", "distil", "distillation_loss", "within_variance"]
 
 MOST_RESPONSES = 8
 """Responses of a prompt that are compared in one batch; a prompt with more becomes several lessons."""
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths tried, as a share of the mean squared feature."""
+
+TUNING = 10
+"""Every tenth prompt with several responses chooses the epoch."""
+
+LEAST_TUNING = 8
+"""Fewer such prompts choose nothing: everything is learned from, and the last epoch stays."""
 
 MAX_TOKENS = 8192
 
@@ -46,6 +57,20 @@ class Lesson:
         """Itself, or lessons of at most `MOST_RESPONSES`, about equally many each."""
         count = -(-len(self.rows) // MOST_RESPONSES)
         return [Lesson(self.rows[part::count], self.rewards[part::count]) for part in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """How a student came to its weights.
+
+    Attributes:
+        epoch: passes after which it was nearest to its teacher; 0 is the fitted last layer alone.
+        errors: its loss on the prompts that choose, before and after each pass, in units of the teacher's variance within a prompt; empty
+            where too few prompts could choose.
+    """
+
+    epoch: int
+    errors: tuple[float, ...]
 
 
 def distillation_loss(student_B: Tensor, teacher_B: Tensor, prompt_B: Tensor, level_weight: float) -> Tensor:
@@ -94,7 +119,7 @@ def distil(
     pad_token_id: int,
     level_weight: float = 0.1,
     report: Callable[[int, int], None] = lambda step, total: None,
-) -> None:
+) -> Distilled:
     """Teach a student, in place; it is on its device and stays there.
 
     Args:
@@ -110,22 +135,26 @@ def distil(
         TrainingError: a loss is not finite, or memory runs out.
     """
     scale = within_variance(lessons)
-    parts = [part for lesson in lessons for part in lesson.parts()]
-    _fit_head(model, lessons, pad_token_id, level_weight)
-    module = _Distilled(model, scale, level_weight)
+    learned, tuning = _divided(lessons)
+    parts = [part for lesson in learned for part in lesson.parts()]
+    _fit_head(model, learned, pad_token_id, level_weight)
     kept = {dropout: dropout.p for dropout in model.modules() if isinstance(dropout, nn.Dropout)}
     for dropout in kept:
         dropout.p = 0.0
     try:
-        train_classifier(
-            module,
-            module.parameters(),
-            len(parts),
-            lambda numbers: _batch([parts[number] for number in numbers], pad_token_id),
-            settings,
-            lengths=[max(map(len, part.rows)) for part in parts],
-            report=report,
-        )
+        with tempfile.TemporaryDirectory(prefix="dmoerm-") as scratch:
+            nearest = _Nearest(model, tuning, scale, level_weight, pad_token_id, Path(scratch) / "nearest.safetensors")
+            module = _Module(model, scale, level_weight)
+            train_classifier(
+                module,
+                module.parameters(),
+                len(parts),
+                lambda numbers: _batch([parts[number] for number in numbers], pad_token_id),
+                settings,
+                lengths=[max(map(len, part.rows)) for part in parts],
+                report=lambda step, total: _after_step(step, total, settings.epochs, nearest, report),
+            )
+            found = nearest.restore(settings.epochs)
     finally:
         for dropout, probability in kept.items():
             dropout.p = probability
@@ -133,9 +162,66 @@ def distil(
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TrainingError(f"{name} of the student is not finite after training; lower --learning-rate")
+    return found
 
 
-class _Distilled(nn.Module):
+def _divided(lessons: Sequence[Lesson]) -> tuple[list[Lesson], list[Lesson]]:
+    """Lessons to learn from, and those that choose the epoch."""
+    several = [number for number, lesson in enumerate(lessons) if len(lesson.rows) > 1]
+    tuning = set(several[TUNING - 1 :: TUNING])
+    if len(tuning) < LEAST_TUNING:
+        return list(lessons), []
+    return [one for number, one in enumerate(lessons) if number not in tuning], [lessons[number] for number in sorted(tuning)]
+
+
+def _after_step(step: int, total: int, epochs: int, nearest: "_Nearest", report: Callable[[int, int], None]) -> None:
+    if step % max(1, total // epochs) == 0:
+        nearest.measure()
+    report(step, total)
+
+
+class _Nearest:
+    """The state of a student, before and after each epoch, that is nearest to its teacher on prompts it does not learn from."""
+
+    def __init__(
+        self, model: PreTrainedModel, lessons: Sequence[Lesson], scale: float, level_weight: float, pad_token_id: int, path: Path
+    ) -> None:
+        self._model, self._lessons, self._path, self._pad = model, lessons, path, pad_token_id
+        self._scale, self._level_weight = scale, level_weight
+        self._errors: list[float] = []
+        self.measure()
+
+    def measure(self) -> None:
+        """Compare, and keep the state where it is the nearest so far."""
+        if not self._lessons:
+            return
+        error = self._error()
+        if not self._errors or error < min(self._errors):
+            save_model(self._model, str(self._path))
+        self._errors.append(error)
+
+    def restore(self, epochs: int) -> Distilled:
+        """Give the model the nearest state."""
+        if not self._errors:
+            return Distilled(epochs, ())
+        load_model(self._model, self._path, device=str(self._model.device))
+        return Distilled(self._errors.index(min(self._errors)), tuple(self._errors))
+
+    @torch.no_grad()
+    def _error(self) -> float:
+        was_training = self._model.training
+        self._model.eval()
+        rows = [row for lesson in self._lessons for row in lesson.rows]
+        rewards = torch.zeros(len(rows))
+        for picked in token_batches([len(row) for row in rows], MAX_TOKENS):
+            batch = to_device(_padded([rows[index] for index in picked], self._pad), self._model.device)
+            rewards[picked] = self._model(**batch).logits[:, 0].float().cpu()
+        self._model.train(was_training)
+        batch = _batch(self._lessons, self._pad)
+        return float(distillation_loss(rewards, batch["reward"], batch["prompt"], self._level_weight)) / self._scale
+
+
+class _Module(nn.Module):
     """Student and loss, in units of the teacher's variance within a prompt: 1 is what a student scores that sees no difference."""
 
     def __init__(self, model: PreTrainedModel, scale: float, level_weight: float) -> None:
