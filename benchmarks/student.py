@@ -134,8 +134,8 @@ def main() -> None:
             "",
             f"Date {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
             f"transformers {transformers.__version__}. Recipe {recipe_hash(recipe)}; {made.train_prompts} prompts with "
-            f"{made.train_responses:,} responses, {args.epochs} epochs at {made.learning_rate:g} ({made.epoch} kept), {minutes:.0f} minutes with all scoring; "
-            f"{made.parameters / 1e6:.1f} M parameters.",
+            f"{made.train_responses:,} responses, {args.epochs} epochs at {made.learning_rate:g} ({made.epoch} kept), {minutes:.0f} "
+            f"minutes with all scoring; {made.parameters / 1e6:.1f} M parameters.",
             "",
             "```text",
             made.as_table(),
