@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -269,6 +270,19 @@ def test_the_engine_without_its_package_is_one_line_with_the_install_command(mod
     monkeypatch.setitem(sys.modules, "ray", None)
     assert cli.main(["score", model, str(source), str(tmp_path / "out.jsonl"), "--engine", "ray"]) == cli.FAILED
     assert capsys.readouterr().err == "error: 'ray' is not installed. Install it with: pip install 'dmoerm[ray]'\n"
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_is_said_at_once(model, source, tmp_path, monkeypatch, scheme):
+    """Ray by itself would go on trying for minutes."""
+    pytest.importorskip("ray")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=f"RAY_ADDRESS is {address}, where nobody answers"):
+            score_file(ModelSource(model, "cpu"), source, tmp_path / "out.jsonl", engine="ray")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.faults("F31")

@@ -184,7 +184,8 @@ def test_gold_does_not_enter_training(finished, tiny_policy_folder, prompts, tmp
 
 def test_a_report_has_a_chapter_of_the_runs(finished, tmp_path, capsys):
     page = tmp_path / "all.html"
-    assert cli.main(["report", str(finished[0] / "overoptimization.json"), "--output", str(page)]) == cli.DONE
+    assert cli.main(["report", str(finished[0] / "overoptimization.json"), "--output", str(tmp_path / "all")]) == cli.DONE
+    assert f"Page: {page}" in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     assert "Over-optimisation by RL" in text
     assert "Gold gained by RL at its peak (step " in text

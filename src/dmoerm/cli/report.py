@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the page. Several of one kind stand side by side",
     )
     parser.add_argument(
-        "--output", metavar="PAGE.html", type=Path, default=Path("report.html"), help="the page; its CSV files lie beside it"
+        "--output",
+        metavar="PAGE.html",
+        type=Path,
+        default=Path("report.html"),
+        help="the page, .html where the name has no ending; its CSV files lie beside it",
     )
     parser.add_argument("--title", metavar="TEXT", default="", help="of the page; default: the names of the models")
     parser.add_argument("--overwrite", action="store_true", help="replace a page that is there, with its CSV files")
@@ -29,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.evaluation.report_page import csv_folder, write_results_page
     from dmoerm.evaluation.report_runs import read_runs
 
-    page, *numbers = write_results_page(args.output, read_runs(args.runs), title=args.title, overwrite=args.overwrite)
+    output = args.output if args.output.suffix else args.output.with_suffix(".html")
+    page, *numbers = write_results_page(output, read_runs(args.runs), title=args.title, overwrite=args.overwrite)
     print(f"Page: {page}")
     if numbers:
         print(f"Numbers of {len(numbers)} plots: {csv_folder(page)}")

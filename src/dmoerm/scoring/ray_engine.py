@@ -7,6 +7,7 @@ shards are done is decided by the part files alone.
 
 import logging
 import os
+import socket
 from typing import Any
 
 from dmoerm.errors import ConfigError, DmoermError, missing_extra
@@ -15,6 +16,8 @@ from dmoerm.scoring.scorer import ModelFacts, ModelSource, ScoredShard, ScoreOpt
 from dmoerm.scoring.shards import Shard
 
 __all__ = ["RayPool"]
+
+_SECONDS_TO_ANSWER = 10.0
 
 
 class RayPool:
@@ -38,6 +41,7 @@ class RayPool:
         self._ray = ray = _import_ray()
         self._own = not ray.is_initialized()
         if self._own:
+            _require_reachable(os.environ.get("RAY_ADDRESS", ""))
             try:
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError) as error:
@@ -110,6 +114,23 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise missing_extra("ray", "ray") from error
     return ray
+
+
+def _require_reachable(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: nobody answers there.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto", "local" and the like are Ray's to resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS is {address}, where nobody answers ({error}). Start the cluster (ray start --head), name another, or unset it"
+        ) from error
 
 
 def _last_line(text: str) -> str:
