@@ -169,6 +169,7 @@ def export_student(
     from dmoerm.modeling.peft_export import EXPORT_MARKER
     from dmoerm.modeling.student import build_student, encode, reading_of, save_student, student_renderer
     from dmoerm.training.distillation import Lesson, distil
+    from dmoerm.training.pipeline import computes_bf16
 
     options = options or StudentOptions()
     check_student_target(out, overwrite=overwrite)
@@ -196,7 +197,7 @@ def export_student(
     taught = distil(
         student.model,
         lessons,
-        _settings(options),
+        _settings(options, computes_bf16(teacher.device)),
         pad_token_id=int(pad),
         level_weight=options.level_weight,
         report=lambda step, total: progress("student: steps", step, total),
@@ -337,7 +338,7 @@ def _chunks(candidates: Sequence[Candidates]) -> Iterator[Sequence[Candidates]]:
         yield candidates[start : start + PROMPTS_AT_ONCE]
 
 
-def _settings(options: StudentOptions) -> "PhaseSettings":
+def _settings(options: StudentOptions, bf16: bool) -> "PhaseSettings":
     from dmoerm.training.trainer import PhaseSettings
 
     return PhaseSettings(
@@ -348,5 +349,5 @@ def _settings(options: StudentOptions) -> "PhaseSettings":
         warmup_fraction=0.1,
         gradient_accumulation_steps=1,
         seed=options.seed,
-        bf16=False,  # a small model, taught once: every digit of the teacher's margins counts for more than the time
+        bf16=bf16,
     )

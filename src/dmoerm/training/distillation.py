@@ -13,6 +13,7 @@ Shapes: B rows, P prompts, D width of the last layer.
 Source: Hinton et al. (arXiv 1503.02531) for learning from a teacher's outputs; the split into differences and level is ours.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -218,7 +219,7 @@ class _Nearest:
             rewards[picked] = self._model(**batch).logits[:, 0].float().cpu()
         self._model.train(was_training)
         batch = _batch(self._lessons, self._pad)
-        return float(distillation_loss(rewards, batch["reward"], batch["prompt"], self._level_weight)) / self._scale
+        return _finite(float(distillation_loss(rewards, batch["reward"], batch["prompt"], self._level_weight)) / self._scale)
 
 
 class _Module(nn.Module):
@@ -232,9 +233,14 @@ class _Module(nn.Module):
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         rewards_B = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()
         loss = distillation_loss(rewards_B, batch["reward"], batch["prompt"], self._level_weight) / self._scale
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss of the student is {float(loss.detach())}; nothing was written. Lower --learning-rate")
+        _finite(float(loss.detach()))
         return {"loss": loss}
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss of the student is {loss}; nothing was written. Lower --learning-rate")
+    return loss
 
 
 def _batch(lessons: Sequence[Lesson], pad_token_id: int) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from dmoerm.training.trainer import PhaseSettings
 __all__ = [
     "Prepared",
     "TrainResult",
+    "computes_bf16",
     "everyone_of",
     "inner_plan",
     "load_backbone",
@@ -387,8 +388,11 @@ def _phase_settings(options: TaskModelOptions | ExpertOptions, recipe: Recipe, b
 
 def use_bf16(recipe: Recipe, device: torch.device) -> bool:
     """Whether phases 1 and 2 run in bf16: as the recipe says, or where the device computes in it."""
-    if recipe.training.precision != "auto":
-        return recipe.training.precision == "bf16"
+    return computes_bf16(device) if recipe.training.precision == "auto" else recipe.training.precision == "bf16"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16; elsewhere it would be slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and cpu_computes_bf16()
