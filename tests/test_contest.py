@@ -302,8 +302,12 @@ def test_a_table_worked_by_hand():
     assert noise["other", 0.4].change.value == pytest.approx(0.0)
     assert noise["double-layer/mlp", 0.4].change.value == pytest.approx(-0.5)
     assert noise["double-layer/mlp", 0.0].change is None
+    assert noise["double-layer/mlp", 0.4].difference is None
+    assert noise["other", 0.4].difference.value == pytest.approx(0.25)  # 2 of 4, the reference 1 of 4
+    assert noise["other", 0.0].difference.value == report.row("other").difference.value
     text = report.as_table()
     assert "main: 4 prompts, 4 pairs *" in text
+    assert "main: minus double-layer/mlp that learned from the same flipped preferences" in text
     assert next(line for line in text.splitlines() if line.startswith("other")).split()[:4] == ["other", "0.625", "[0.250,", "1.000]"]
 
 

@@ -143,14 +143,18 @@ def _noise(report: ContestReport, test: str) -> Iterator[Section]:
     columns = ["model"]
     cells: list[list[Cell]] = [[model] for model in models]
     for share in shares:
-        columns += [f"{100 * share:g} % flipped", *([f"change at {100 * share:g} %"] if share else [])]
+        at = f"{100 * share:g} %"
+        columns += [f"{at} flipped", *([f"change at {at}", f"minus {report.reference} at {at}"] if share else [])]
         for model, line in zip(models, cells, strict=True):
             row = rows.get((model, share))
             line.append(None if row is None else _measured(row.agreement))
             if share:
-                line.append(None if row is None else _measured(row.change))
+                line += [None, None] if row is None else [_measured(row.change), _measured(row.difference)]
     seeds = "; ".join(f"{100 * share:g} %: {max(row.seeds for row in rows.values() if row.share == share)}" for share in shares)
-    caption = f"Change: to the same model without flips, the same training seeds on both sides. Training seeds at {seeds}."
+    caption = (
+        "Change: to the same model without flips, the same training seeds on both sides; minus: less the reference that learned from the "
+        f"same flipped preferences. Training seeds at {seeds}."
+    )
     yield Table(f"Agreement and change under flips: {test}", tuple(columns), tuple(map(tuple, cells)), caption)
 
 

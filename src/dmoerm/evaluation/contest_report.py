@@ -73,6 +73,7 @@ class NoiseRow:
         agreement: over the seeds that have this share.
         change: to the same model without flips, the same seeds on both sides; None at 0.
         seeds: how many.
+        difference: to the reference that learned from the same share, over the seeds of both; None for the reference itself.
     """
 
     test: str
@@ -81,6 +82,7 @@ class NoiseRow:
     agreement: Estimate
     change: Difference | None
     seeds: int
+    difference: Difference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,12 @@ class ContestReport:
                 change = f" {_signed(row.change)}" if row is not None and row.change is not None else ""
                 cells.append(("-" if row is None else f"{row.agreement.value:.3f}{change}", 30 if share else 12))
             lines.append(_line(model, *cells))
+        lines += ["", f"{test}: minus {self.reference} that learned from the same flipped preferences"]
+        lines.append(_line("", *((f"{share:.0%} flipped", 26) for share in shares)))
+        for model in _names(rows):
+            beside = {row.share: row.difference for row in rows if row.model == model}
+            if any(beside.values()):
+                lines.append(_line(model, *(("-" if (d := beside.get(share)) is None else _signed(d), 26) for share in shares)))
         return "\n".join(lines)
 
     def _pools_over_seeds(self) -> str:
@@ -261,7 +269,7 @@ def contest_report(
         tables = {share: _tables(comparisons, found) for share, found in runs.items()}
         rows += _rows(test, tables[0.0], reference, resampling)
         if len(tables) > 1:
-            noise += _noise_rows(test, tables, resampling)
+            noise += _noise_rows(test, tables, reference, resampling)
     return ContestReport(
         tuple(rows),
         tuple(noise),
@@ -323,7 +331,7 @@ _FEWEST = Resampling(samples=100)
 """Where only the value is read."""
 
 
-def _noise_rows(test: str, tables: Mapping[float, _Tables], resampling: Resampling) -> list[NoiseRow]:
+def _noise_rows(test: str, tables: Mapping[float, _Tables], reference: str, resampling: Resampling) -> list[NoiseRow]:
     rows = []
     for model, clean in tables[0.0].items():
         shares = {share: found[model] for share, found in tables.items() if model in found}
@@ -333,7 +341,9 @@ def _noise_rows(test: str, tables: Mapping[float, _Tables], resampling: Resampli
             # Seeds are finished in order, so the first ones are the same; a rule has a single run without flips.
             beside = clean[: len(seeds)]
             change = paired_difference_over_seeds(seeds, beside, resampling=resampling) if share else None
-            rows.append(NoiseRow(test, model, share, accuracy_over_seeds(seeds, resampling=resampling), change, len(seeds)))
+            rivals = tables[share].get(reference) if model != reference else None
+            difference = paired_difference_over_seeds(seeds, rivals, resampling=resampling) if rivals else None
+            rows.append(NoiseRow(test, model, share, accuracy_over_seeds(seeds, resampling=resampling), change, len(seeds), difference))
     return rows
 
 
@@ -350,8 +360,8 @@ def write_contest_csv(folder: str | os.PathLike[str], report: ContestReport) -> 
     ]  # fmt: skip
     written = [_write(folder / "agreement.csv", [*columns.split(), *seeds], agreement)]
     if report.noise:
-        columns = "test model share agreement low high change change_low change_high seeds"
-        noise = [(r.test, r.model, r.share, *_cells(r.agreement), *_cells(r.change), r.seeds) for r in report.noise]
+        columns = "test model share agreement low high change change_low change_high difference difference_low difference_high seeds"
+        noise = [(r.test, r.model, r.share, *_cells(r.agreement), *_cells(r.change), *_cells(r.difference), r.seeds) for r in report.noise]
         written.append(_write(folder / "noise.csv", columns.split(), noise))
     if report.probes:
         columns = "seed model probe kind over_honest low high n refused"
