@@ -143,19 +143,24 @@ def _noise(report: ContestReport, test: str) -> Iterator[Section]:
     columns = ["model"]
     cells: list[list[Cell]] = [[model] for model in models]
     for share in shares:
-        at = f"{100 * share:g} %"
-        columns += [f"{at} flipped", *([f"change at {at}", f"minus {report.reference} at {at}"] if share else [])]
+        columns += [f"{100 * share:g} % flipped", *([f"change at {100 * share:g} %"] if share else [])]
         for model, line in zip(models, cells, strict=True):
             row = rows.get((model, share))
             line.append(None if row is None else _measured(row.agreement))
             if share:
-                line += [None, None] if row is None else [_measured(row.change), _measured(row.difference)]
+                line.append(None if row is None else _measured(row.change))
     seeds = "; ".join(f"{100 * share:g} %: {max(row.seeds for row in rows.values() if row.share == share)}" for share in shares)
-    caption = (
-        "Change: to the same model without flips, the same training seeds on both sides; minus: less the reference that learned from the "
-        f"same flipped preferences. Training seeds at {seeds}."
-    )
+    caption = f"Change: to the same model without flips, the same training seeds on both sides. Training seeds at {seeds}."
     yield Table(f"Agreement and change under flips: {test}", tuple(columns), tuple(map(tuple, cells)), caption)
+    beside = [
+        (model, *(_measured(rows[model, share].difference) if (model, share) in rows else None for share in shares))
+        for model in models
+        if any(row.difference for row in of_model[model])
+    ]
+    if beside:
+        heads = ("model", *(f"{100 * share:g} % flipped" for share in shares))
+        caption = f"Below 0: worse than {report.reference} that learned from the same flipped preferences. Paired by prompt."
+        yield Table(f"Minus {report.reference} under the same flips: {test}", heads, tuple(beside), caption)
 
 
 # --- selection ----------------------------------------------------------------------------------------------------------------------------
