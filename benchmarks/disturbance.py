@@ -40,11 +40,10 @@ def split_files(data: Path, work: Path, test_fold: int) -> tuple[Path, Path]:
     with gzip.open(data / "alpaca_eval_pairs.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = [(json.loads(line)["fold"], line) for line in file]
     work.mkdir(parents=True, exist_ok=True)
-    paths = work / "train.jsonl", work / "test.jsonl"
-    for path, kept in zip(paths, ([line for fold, line in lines if fold < test_fold], [line for fold, line in lines if fold == test_fold]),
-                          strict=True):  # fmt: skip
-        path.write_text("".join(kept), encoding="utf-8")
-    return paths
+    train, test = work / "train.jsonl", work / "test.jsonl"
+    train.write_text("".join(line for fold, line in lines if fold < test_fold), encoding="utf-8")
+    test.write_text("".join(line for fold, line in lines if fold == test_fold), encoding="utf-8")
+    return train, test
 
 
 def with_files(recipe: Recipe, train: Path, test: Path) -> Recipe:
