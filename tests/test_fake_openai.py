@@ -167,6 +167,15 @@ def test_the_key_of_a_request_does_not_depend_on_the_order_of_its_fields():
     assert request_key(body) != request_key({**body, "temperature": 1})
 
 
+def test_a_question_has_one_name_whatever_the_word_of_its_fences():
+    def body(word, response="No."):
+        text = f"The word is {word}.\n[{word} response A begins]\n{response}\n[{word} response A ends]"
+        return {"messages": [{"role": "user", "content": text}]}
+
+    assert request_key(body("0123456789ab")) == request_key(body("fedcba987654"))
+    assert request_key(body("0123456789ab")) != request_key(body("0123456789ab", response="Yes."))
+
+
 def test_draws_are_uniform_enough():
     drawn = [draw("seed", number) for number in range(10_000)]
     assert 0 <= min(drawn) < max(drawn) < 1

@@ -1,18 +1,12 @@
 """A judge with known faults, asked through the real client: the report finds its bias and its noise."""
 
 import json
-import re
 
 import pytest
-from fake_judge import ScriptedJudge, request_key
+from fake_judge import ScriptedJudge
 from fake_openai import FakeOpenAI
 
 from dmoerm.cli.main import main
-
-
-def without_fence(body):
-    """One name for a question whatever the secret of the store: the scripted judge draws by it, and no test may depend on luck."""
-    return request_key(json.loads(re.sub(r"\b[0-9a-f]{12}\b", "", json.dumps(body))))
 
 
 @pytest.fixture
@@ -30,7 +24,7 @@ def report(tmp_path, capsys):
             for number in range(pairs)
         ]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        with FakeOpenAI(judge, key=without_fence) as server:
+        with FakeOpenAI(judge) as server:
             options = {"base_url": server.base_url, "model": "judge", "api_key_env": None, "canaries": False, **labeling}
             recipe = {"data": {"comparisons": ["pairs.jsonl"], "test_fraction": 0.0}, "labeling": options}
             (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")

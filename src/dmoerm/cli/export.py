@@ -154,7 +154,7 @@ class _Progress:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._lines:
-            self._lines[what] = progress_line(what, quiet=self._quiet)
+            self._lines[what] = progress_line(what, quiet=self._quiet, unit=what.split()[-1])  # "teacher: prompts", "student: steps"
         self._lines[what](done, total)
 
 

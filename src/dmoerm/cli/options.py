@@ -157,8 +157,8 @@ def line_writer(*, quiet: bool) -> Callable[[Callable[[], str], bool], None]:
     return write
 
 
-def progress_line(what: str, *, quiet: bool) -> Callable[[int, int | None], None]:
-    """A callback (done, all or None) for stderr: rate and time left, as `line_writer` shows them."""
+def progress_line(what: str, *, quiet: bool, unit: str = "rows") -> Callable[[int, int | None], None]:
+    """A callback (done, all or None) for stderr: rate in units and time left, as `line_writer` shows them."""
     from dmoerm.training.progress import clock
 
     begin = time.monotonic()
@@ -170,7 +170,7 @@ def progress_line(what: str, *, quiet: bool) -> Callable[[int, int | None], None
         first = done if first is None else first  # a resumed run begins late
         rate = (done - first) / max(time.monotonic() - begin, 1e-9)
         left = f", {clock((total - done) / rate)} left" if total is not None and rate > 0 else ""
-        line = f"{what} {done:,}{'' if total is None else f' of {total:,}'}, {rate:,.0f} rows/s{left}"
+        line = f"{what} {done:,}{'' if total is None else f' of {total:,}'}, {rate:,.0f} {unit}/s{left}"
         write(lambda: line, total is not None and done >= total)
 
     return report
