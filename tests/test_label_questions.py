@@ -8,8 +8,8 @@ from label_project import comparisons, project
 from dmoerm.data.sources import load_run_data
 from dmoerm.errors import ConfigError
 from dmoerm.labeling.plan import plan_labels
-from dmoerm.labeling.prompts import conversation_text, fence, load_template
-from dmoerm.labeling.questions import AskedPair, Criterion, Question, digest, informative_pairs, questions_of
+from dmoerm.labeling.prompts import fence, load_template
+from dmoerm.labeling.questions import AskedPair, Criterion, Question, conversation_text, digest, informative_pairs, questions_of
 from dmoerm.recipe import load_recipe
 from dmoerm.records import Comparison, Message
 
@@ -97,7 +97,7 @@ def test_texts_are_hashed_with_their_lengths():
 def test_both_orders_of_a_point_follow_each_other():
     asked = (*POINTS, Criterion("style", "It reads well."))
     pair = AskedPair(question().pair.comparison, 0, 1, tuple((point,) for point in asked))
-    found = [(q.names, q.swapped, q.shown) for q in questions_of([pair], "s")]
+    found = [(q.names, q.swapped, (q.shown()["response_a"], q.shown()["response_b"])) for q in questions_of([pair], "s")]
     assert found == [
         (("logic",), False, ("one", "two")),
         (("logic",), True, ("two", "one")),

@@ -108,7 +108,7 @@ def test_exported_judgements_answer_another_store_without_a_call(commands, tmp_p
 
 def test_a_flag_of_another_action_and_a_missing_word_are_refused(commands, capsys):
     assert main(["label", "status", "recipe.yaml", "--max-cost", "3"]) == 1
-    assert "--max-cost is for dmoerm label run, and this is status" in capsys.readouterr().err
+    assert "--max-cost is for dmoerm label run or categories, and this is status" in capsys.readouterr().err
     assert main(["label", "import", "recipe.yaml"]) == 1
     assert "expected a recipe and a judgement file, got 1" in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ def recipe_file(tmp_path):
 
 def test_one_file_of_comparisons_is_a_whole_recipe(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file())
-    labeling = LabelingOptions(store=tmp_path / "labels.db", output=tmp_path / "labels.jsonl")
+    labeling = LabelingOptions(store=tmp_path / "labels.db", output=tmp_path / "labels.jsonl", categories=tmp_path / "categories.jsonl")
     assert recipe == Recipe(data=DataOptions(comparisons=(tmp_path / "train.jsonl",)), output=tmp_path / "model", labeling=labeling)
 
 

@@ -198,6 +198,10 @@ class LabelingOptions(Section):
     output: Path = Field(
         Path("labels.jsonl"), description="The labels for training, written after each run; where it exists, dmoerm train reads it."
     )
+    categories: Path = Field(
+        Path("categories.jsonl"),
+        description="Categories of prompts, written by `dmoerm label categories`; where it exists, it counts as one of data.prompts.",
+    )
     max_in_flight: Count = Field(32, description="Requests under way at once, at most; fewer while the endpoint says it is too much.")
     timeout_s: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds for one request, from its start to the last byte.")
     max_attempts: Count = Field(3, description="Tries of a question whose reply cannot be used, over all runs.")
@@ -365,6 +369,12 @@ class Recipe(Section):
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions)
 
     @property
+    def prompt_files(self) -> tuple[Path, ...]:
+        """Files of prompts with a category: `data.prompts`, and what `dmoerm label categories` has written."""
+        written = (self.labeling.categories,) if self.labeling.model is not None and self.labeling.categories.is_file() else ()
+        return (*self.data.prompts, *(path for path in written if path not in self.data.prompts))
+
+    @property
     def label_files(self) -> tuple[Path, ...]:
         """Files of which only the capability labels are used: `data.labels`, and what `dmoerm label` has written."""
         written = (self.labeling.output,) if self.labeling.model is not None and self.labeling.output.is_file() else ()
@@ -506,6 +516,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         update={
             "store": absolute(recipe.labeling.store),
             "output": absolute(recipe.labeling.output),
+            "categories": absolute(recipe.labeling.categories),
             "template": None if recipe.labeling.template is None else absolute(recipe.labeling.template),
         }
     )

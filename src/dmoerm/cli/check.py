@@ -87,7 +87,7 @@ def _check_recipe(args: argparse.Namespace) -> "DoctorReport":
 
 def _labelling(recipe: "Recipe", data: "RunData") -> tuple[dict[str, Any], str] | None:
     """What `dmoerm label` would still ask and what that costs, for --json and for people; None where no judge is named."""
-    from dmoerm.cli.label_text import estimate_dict, estimate_text
+    from dmoerm.cli.label_text import estimate_dict, estimate_text, left_out_lines
     from dmoerm.labeling.costs import estimate_open
     from dmoerm.labeling.plan import plan_labels
 
@@ -95,7 +95,7 @@ def _labelling(recipe: "Recipe", data: "RunData") -> tuple[dict[str, Any], str] 
         return None
     labels = plan_labels(recipe, data)
     estimate = estimate_open(labels)
-    return estimate_dict(labels, estimate), estimate_text(labels, estimate).replace("\n", "\n  ")
+    return estimate_dict(labels, estimate), "\n".join([estimate_text(labels, estimate), *left_out_lines(labels)]).replace("\n", "\n  ")
 
 
 def _command(recipe: "Recipe") -> str:

@@ -1,4 +1,8 @@
-"""`dmoerm label RECIPE`: ask the judge; `dmoerm label status | report | export | import | reparse | salvage RECIPE`: what came of it."""
+"""`dmoerm label RECIPE`: ask the judge about comparisons.
+
+`dmoerm label categories RECIPE`: about the category of prompts. `dmoerm label status | report | export | import | reparse | salvage
+RECIPE`: what came of it.
+"""
 
 import argparse
 import asyncio
@@ -6,17 +10,19 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dmoerm.cli.label_text import progress_text, status_text, summary_text
+from dmoerm.cli.label_text import left_out_lines, named_dict, named_text, progress_text, result_dict, status_text, summary_text
 from dmoerm.cli.main import DONE, FAILED, INTERRUPTED, PARTLY_DONE, PAUSED
 from dmoerm.cli.options import line_writer, print_json, read_recipe, terminal_colours
 
 if TYPE_CHECKING:
+    from dmoerm.labeling.categories import CategoryPlan
     from dmoerm.labeling.formats import FormatComparison
     from dmoerm.labeling.judged import JudgedPair
-    from dmoerm.labeling.plan import LabelPlan
+    from dmoerm.labeling.plan import LabelPlan, Plan
     from dmoerm.labeling.run import Progress, RunResult
+    from dmoerm.labeling.store import Store
     from dmoerm.recipe import Recipe
 
 __all__ = ["ACTIONS", "add_arguments", "progress_printer", "run"]
@@ -28,16 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         metavar="[ACTION] RECIPE|FILE",
         nargs="+",
-        help="a recipe with labeling.model. ACTION: run (when left out), status, report (of judgement files, too, and of several judges "
-        "beside each other), export, import (a judgement file after the recipe), reparse (read stored replies again), salvage (a damaged "
-        "store)",
+        help="a recipe with labeling.model. ACTION: run (when left out), categories (let the judge name those of prompts that have none), "
+        "status, report (of judgement files, too, and of several judges beside each other), export, import (a judgement file after the "
+        "recipe), reparse (read stored replies again), salvage (a damaged store)",
     )
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="replace one value of the recipe; may be repeated"
     )
-    parser.add_argument("--dry-run", action="store_true", help="run: show calls, tokens and cost, send nothing")
-    parser.add_argument("--max-cost", metavar="USD", type=float, help="run: stop before the store has cost more, earlier runs counted")
-    parser.add_argument("--max-requests", metavar="N", type=int, help="run: stop after this many requests of this run")
+    parser.add_argument("--dry-run", action="store_true", help="run, categories: show calls, tokens and cost, send nothing")
+    parser.add_argument(
+        "--max-cost", metavar="USD", type=float, help="run, categories: stop before the store has cost more, earlier runs counted"
+    )
+    parser.add_argument("--max-requests", metavar="N", type=int, help="run, categories: stop after this many requests of this run")
     parser.add_argument("--output", metavar="FILE", type=Path, help="export: another file than labeling.output")
     parser.add_argument(
         "--to",
@@ -60,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
     from dmoerm.errors import ConfigError
 
     action, *paths = args.words if args.words[0] in ACTIONS else ["run", *args.words]
-    for flag, owner in _FLAGS.items():
-        if getattr(args, flag) not in (None, False) and owner != action:
-            raise ConfigError(f"--{flag.replace('_', '-')} is for dmoerm label {owner}, and this is {action}. Leave it out")
+    for flag, owners in _FLAGS.items():
+        if getattr(args, flag) not in (None, False) and action not in owners:
+            raise ConfigError(f"--{flag.replace('_', '-')} is for dmoerm label {' or '.join(owners)}, and this is {action}. Leave it out")
     if action == "report":
         return _report(args, list(map(Path, paths)))
     expected = 2 if action == "import" else 1
@@ -76,6 +84,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, recipe: "Recipe") -> int:
+    plan = _plan(recipe)
+    if args.dry_run:
+        return _dry_run(args, plan)
+    for line in left_out_lines(plan):
+        print(line, file=sys.stderr)
+    return _asked(args, recipe, plan, lambda store, result: _finish(args, recipe, plan, store, result))
+
+
+def _categories(args: argparse.Namespace, recipe: "Recipe") -> int:
+    from dmoerm.data.sources import load_run_data
+    from dmoerm.labeling.categories import plan_categories
+
+    plan = plan_categories(recipe, load_run_data(recipe, named=False))
+    if args.dry_run:
+        return _dry_run_categories(args, plan)
+    return _asked(args, recipe, plan, lambda store, result: _finish_categories(args, recipe, plan, store, result))
+
+
+def _asked(args: argparse.Namespace, recipe: "Recipe", plan: "Plan", finish: "Callable[[Store, RunResult], int]") -> int:
+    """Ask what a plan asks, and end as `finish` does."""
     from dmoerm.errors import ConfigError
     from dmoerm.labeling.judge import api_key
     from dmoerm.labeling.run import Limits, label
@@ -83,9 +111,6 @@ def _run(args: argparse.Namespace, recipe: "Recipe") -> int:
 
     if args.max_cost is not None and not args.max_cost > 0:
         raise ConfigError(f"--max-cost {args.max_cost:g}: expected US dollars above 0")
-    plan = _plan(recipe)
-    if args.dry_run:
-        return _dry_run(args, plan)
     if args.max_cost is not None and plan.prices is None:
         raise ConfigError(
             f"--max-cost: the price of {plan.settings.model} is not known; set labeling.input_price and labeling.output_price "
@@ -99,13 +124,12 @@ def _run(args: argparse.Namespace, recipe: "Recipe") -> int:
             "A local disk is safer",
             file=sys.stderr,
         )
-    _say_left_out(plan)
     with Store(recipe.labeling.store, write=True) as store:
         result = asyncio.run(label(plan, store, key, Limits(args.max_cost, args.max_requests), progress=progress_printer(quiet=args.quiet)))
-        return _finish(args, recipe, plan, store, result)
+        return finish(store, result)
 
 
-def _finish(args: argparse.Namespace, recipe: "Recipe", plan: "LabelPlan", store: Any, result: "RunResult") -> int:
+def _finish(args: argparse.Namespace, recipe: "Recipe", plan: "LabelPlan", store: "Store", result: "RunResult") -> int:
     """Write the labels, and say how the run ended."""
     from dmoerm.labeling.canaries import canary_result
     from dmoerm.labeling.labels import Written, labelled_comparisons, write_labels
@@ -117,31 +141,36 @@ def _finish(args: argparse.Namespace, recipe: "Recipe", plan: "LabelPlan", store
     kept = not labelled and output.exists()
     written = Written(output, 0, 0) if kept else write_labels(output, labelled)
     canaries = canary_result(settings, answers, plan.canaries) if plan.canaries else None
-    now = result.progress
     if args.json:
-        print_json(
-            {
-                "ended": result.ended,
-                "reason": result.reason,
-                "questions": now.total,
-                "answered": now.done,
-                "given_up": now.given_up,
-                "requests": now.sent,
-                "outcomes": dict(result.outcomes),
-                "cost": now.cost,
-                "unknown_usage": result.unknown_usage,
-                "seconds": round(result.seconds, 2),
-                "labels": written.labels,
-                "comparisons": written.rows,
-                "output": str(written.path),
-            }
-        )
+        print_json(result_dict(result) | {"labels": written.labels, "comparisons": written.rows, "output": str(written.path)})
     else:
         print(summary_text(result))
         end = " is left as it was" if kept else ""
         print(f"{written.labels:,} labels on {written.rows:,} comparisons: {written.path}{end}")
     for warning in [] if canaries is None else canaries.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    return _ended(result)
+
+
+def _finish_categories(args: argparse.Namespace, recipe: "Recipe", plan: "CategoryPlan", store: "Store", result: "RunResult") -> int:
+    """Write the categories, and say how the run ended."""
+    from dmoerm.labeling.categories import named_categories, write_categories
+
+    named, output = named_categories(plan, store.answers(plan.settings.fingerprint)), recipe.labeling.categories
+    kept = not named.categories and output.exists()  # as with labels
+    if not kept and named.categories:
+        write_categories(output, named.categories)
+    if args.json:
+        print_json(result_dict(result) | named_dict(plan, named, output))
+    else:
+        print(summary_text(result))
+        print(named_text(plan, named, output, kept=kept))
+    return _ended(result)
+
+
+def _ended(result: "RunResult") -> int:
+    """Say what the endpoint did not take and why the run stopped; the exit code."""
+    now = result.progress
     for part in sorted(result.dropped):
         what = "sent as max_completion_tokens" if part == "max_tokens" else "left out"
         print(f"note: the endpoint does not take {part}; it was {what}", file=sys.stderr)
@@ -167,14 +196,22 @@ def _dry_run(args: argparse.Namespace, plan: "LabelPlan") -> int:
     if args.json:
         print_json(estimate_dict(plan, estimate))
         return DONE
-    _say_left_out(plan)
+    for line in left_out_lines(plan):
+        print(line, file=sys.stderr)
     print(estimate_text(plan, estimate))
     return DONE
 
 
-def _say_left_out(plan: "LabelPlan") -> None:
-    for reason, count in plan.left_out.items():
-        print(f"{count:,} comparisons {reason}", file=sys.stderr)
+def _dry_run_categories(args: argparse.Namespace, plan: "CategoryPlan") -> int:
+    from dmoerm.cli.label_text import category_estimate_dict, category_estimate_text
+    from dmoerm.labeling.costs import estimate_open
+
+    estimate = estimate_open(plan)
+    if args.json:
+        print_json(category_estimate_dict(plan, estimate))
+    else:
+        print(category_estimate_text(plan, estimate))
+    return DONE
 
 
 def progress_printer(*, quiet: bool) -> Callable[["Progress"], None]:
@@ -344,6 +381,7 @@ def _plan(recipe: "Recipe") -> "LabelPlan":
 
 ACTIONS: dict[str, Callable[..., int]] = {
     "run": _run,
+    "categories": _categories,
     "status": _status,
     "report": _report,
     "export": _export,
@@ -354,12 +392,12 @@ ACTIONS: dict[str, Callable[..., int]] = {
 """What the first word may be. Each takes the arguments and the recipe."""
 
 _FLAGS = {
-    "dry_run": "run",
-    "max_cost": "run",
-    "max_requests": "run",
-    "output": "export",
-    "to": "export",
-    "against": "report",
-    "html": "report",
+    "dry_run": ("run", "categories"),
+    "max_cost": ("run", "categories"),
+    "max_requests": ("run", "categories"),
+    "output": ("export",),
+    "to": ("export",),
+    "against": ("report",),
+    "html": ("report",),
 }
-"""Flags that mean something for one action only."""
+"""The actions for which a flag means something."""

@@ -3,12 +3,27 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dmoerm.labeling.categories import CategoryPlan, Named
     from dmoerm.labeling.costs import Estimate
-    from dmoerm.labeling.plan import LabelPlan
+    from dmoerm.labeling.plan import LabelPlan, Plan
     from dmoerm.labeling.run import Progress, RunResult
     from dmoerm.labeling.status import LabelStatus
 
-__all__ = ["estimate_dict", "estimate_text", "progress_text", "status_text", "summary_text"]
+__all__ = [
+    "category_estimate_dict",
+    "category_estimate_text",
+    "estimate_dict",
+    "estimate_text",
+    "left_out_lines",
+    "named_dict",
+    "named_text",
+    "progress_text",
+    "result_dict",
+    "status_text",
+    "summary_text",
+]
 
 
 def progress_text(now: "Progress") -> str:
@@ -49,6 +64,46 @@ def summary_text(result: "RunResult") -> str:
     return "\n".join([*lines, f"not answered: {failed}"] if failed else lines)
 
 
+def result_dict(result: "RunResult") -> dict[str, Any]:
+    """The same for --json."""
+    now = result.progress
+    return {
+        "ended": result.ended,
+        "reason": result.reason,
+        "questions": now.total,
+        "answered": now.done,
+        "given_up": now.given_up,
+        "requests": now.sent,
+        "outcomes": dict(result.outcomes),
+        "cost": now.cost,
+        "unknown_usage": result.unknown_usage,
+        "seconds": round(result.seconds, 2),
+    }
+
+
+def named_text(plan: "CategoryPlan", named: "Named", output: "Path", *, kept: bool) -> str:
+    """How many prompts have a category now, and why others have none."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in named.counts.items())
+    reasons = ((named.disagreeing, "answered differently in both orders"), (named.no_fit, "fit none"), (named.unanswered, "not answered"))
+    without = ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
+    where = f"{output} is left as it was" if kept else str(output) if named.categories else "nothing was written"
+    lines = [f"{len(named.categories):,} of {len(plan.prompts):,} prompts have a category{f' ({counts})' if counts else ''}: {where}"]
+    return "\n".join([*lines, f"without one: {without}"] if without else lines)
+
+
+def named_dict(plan: "CategoryPlan", named: "Named", output: "Path") -> dict[str, Any]:
+    """The same for --json."""
+    return {
+        "prompts": len(plan.prompts),
+        "named": len(named.categories),
+        "categories": named.counts,
+        "disagreeing": named.disagreeing,
+        "no_fit": named.no_fit,
+        "unanswered": named.unanswered,
+        "output": str(output),
+    }
+
+
 def status_text(status: "LabelStatus") -> str:
     """Where a plan stands, a line a point."""
     still = status.questions - status.answered - status.given_up
@@ -77,23 +132,47 @@ def status_text(status: "LabelStatus") -> str:
     return "\n".join(lines)
 
 
+def left_out_lines(plan: "LabelPlan") -> list[str]:
+    """Comparisons that are asked about in part or not at all, a line a reason."""
+    from dmoerm.labeling.questions import NO_CATEGORY
+
+    advice = {NO_CATEGORY: ": dmoerm label categories RECIPE lets the judge name it"}
+    return [f"{count:,} comparisons {reason}{advice.get(reason, '')}" for reason, count in plan.left_out.items()]
+
+
 def estimate_dict(plan: "LabelPlan", estimate: "Estimate") -> dict[str, Any]:
     """What is left to ask, for --json."""
+    return {"pairs": len(plan.pairs), **_estimate(plan, estimate), "left_out": dict(plan.left_out)}
+
+
+def category_estimate_dict(plan: "CategoryPlan", estimate: "Estimate") -> dict[str, Any]:
+    """The same where categories are asked for."""
+    return {"prompts": len(plan.prompts), **_estimate(plan, estimate)}
+
+
+def _estimate(plan: "Plan", estimate: "Estimate") -> dict[str, Any]:
     return {
         "model": plan.settings.model,
-        "pairs": len(plan.pairs),
         "calls": estimate.calls,
         "answered": estimate.answered,
         "input_tokens": estimate.input_tokens,
         "output_tokens": estimate.output_tokens,
         "cost": estimate.dollars,
         "prices": None if plan.prices is None else plan.prices.source,
-        "left_out": dict(plan.left_out),
     }
 
 
 def estimate_text(plan: "LabelPlan", estimate: "Estimate") -> str:
     """The same in three lines."""
+    return _estimate_text(f"{len(plan.pairs):,} pairs", plan, estimate)
+
+
+def category_estimate_text(plan: "CategoryPlan", estimate: "Estimate") -> str:
+    """The same where categories are asked for."""
+    return _estimate_text(f"{len(plan.prompts):,} prompts without a category", plan, estimate)
+
+
+def _estimate_text(what: str, plan: "Plan", estimate: "Estimate") -> str:
     calls = f"{estimate.calls:,} calls to {plan.settings.model} at {plan.settings.base_url}"
     cost = "cost unknown: set labeling.input_price and labeling.output_price (US dollars a million tokens)"
     if estimate.dollars is not None and plan.prices is not None:
@@ -101,7 +180,7 @@ def estimate_text(plan: "LabelPlan", estimate: "Estimate") -> str:
         cost = f"about ${estimate.dollars:,.4g} at {prices}"
     return "\n".join(
         [
-            f"{len(plan.pairs):,} pairs, {calls}; {estimate.answered:,} questions are answered already",
+            f"{what}, {calls}; {estimate.answered:,} questions are answered already",
             f"about {estimate.input_tokens:,} input and {estimate.output_tokens:,} output tokens, estimated from the length of the texts",
             cost,
         ]

@@ -186,7 +186,7 @@ def _files(recipe: Recipe, data: RunData) -> Iterable[FilePlan]:
     for path in recipe.label_files:
         yield FilePlan(str(path), "labels", data.formats[str(path)], labels[str(path)], 0)
     tested = {prompt_hash(c.prompt) for c in data.test}
-    for path in recipe.data.prompts:
+    for path in recipe.prompt_files:
         used = [prompt_hash(prompt) not in tested for prompt, _ in read_prompts(path, recipe.data.bad_rows)]
         yield FilePlan(str(path), "prompts", "prompts", sum(used), 0)
     for path in recipe.data.test:

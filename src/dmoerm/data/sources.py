@@ -1,8 +1,9 @@
 """The data of one run: every file of the recipe read, checked and split by prompt, before any model is loaded.
 
 Identical responses and repeated comparisons are dropped and counted; a prompt of the test files that also stands in a training file is
-an error, and so are more bad rows than `data.max_drop_fraction` allows. Rows of label files give capability labels only. Labels get the
-names of capabilities from `data.aspects`, without any judge. Nothing is shuffled: the order of files and rows is the order of the data.
+an error, and so are more bad rows than `data.max_drop_fraction` allows. Rows of label files give capability labels only. A comparison
+without a category takes the one that a prompt file gives its prompt. Labels get the names of capabilities from `data.aspects`, without
+any judge. Nothing is shuffled: the order of files and rows is the order of the data.
 """
 
 from collections import Counter
@@ -52,17 +53,22 @@ class RunData:
         return tuple(comparison for comparison in (*self.comparisons, *self.labels) if comparison.labels)
 
 
-def load_run_data(recipe: Recipe) -> RunData:
+def load_run_data(recipe: Recipe, *, named: bool = True) -> RunData:
     """Read and split the recipe's files.
+
+    Args:
+        recipe: names them.
+        named: with the categories that `dmoerm label categories` has written.
 
     Raises:
         DataError: a file or row that cannot be used, an unknown category, no comparison left, or test prompts among the training prompts.
     """
     files = _Files(recipe, recipe_taxonomy(recipe))
     notes = files.notes
+    prompts = [row for path in (recipe.prompt_files if named else recipe.data.prompts) for row in files.read_prompts(path)]
+    files.category_of = {prompt_hash(prompt): category for prompt, category in reversed(prompts)}
     comparisons = files.read(recipe.data.comparisons)
     labels = files.read(recipe.label_files)
-    prompts = [row for path in recipe.data.prompts for row in files.read_prompts(path)]
     if recipe.data.test:
         test = files.read(recipe.data.test)
         comparisons, labels = _without_test_prompts(recipe, comparisons, labels, test, notes)
@@ -90,6 +96,8 @@ class _Files:
     rejected: Counter[str] = field(default_factory=Counter)
     aspects: set[str] = field(default_factory=set)
     of_id: dict[str, tuple[object, object]] = field(default_factory=dict)
+    category_of: dict[str, str] = field(default_factory=dict)
+    """By hash of a prompt, what the first row of the prompt files with it says."""
 
     def read(self, paths: Sequence[Path]) -> list[Comparison]:
         """The comparisons of some files, each once, with ids that stand for nothing else in any file of the recipe."""
@@ -164,14 +172,16 @@ class _Files:
         self.notes["rows rejected"] += rejected
 
     def _with_category(self, comparison: Comparison, own_categories: bool) -> Comparison:
-        if comparison.category is None:
-            return comparison
-        name = self._known_category(comparison.category)
-        if name is None and own_categories:
-            self.notes[f'labels of the unknown category "{comparison.category}" (the router decides instead)'] += 1
-        elif name is None:
-            self._refuse_category(comparison.source, comparison.category)
-        return replace(comparison, category=name)
+        name = None
+        if comparison.category is not None:
+            name = self._known_category(comparison.category)
+            if name is None and own_categories:
+                self.notes[f'labels of the unknown category "{comparison.category}" (the router decides instead)'] += 1
+            elif name is None:
+                self._refuse_category(comparison.source, comparison.category)
+        if name is None and self.category_of:
+            name = self.category_of.get(prompt_hash(comparison.prompt))
+        return comparison if name == comparison.category else replace(comparison, category=name)
 
     def _known_category(self, given: str) -> str | None:
         return known_category(self.taxonomy, given)

@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dmoerm.labeling.plan import LabelPlan
-from dmoerm.labeling.questions import Question
+from dmoerm.labeling.plan import Plan
+from dmoerm.labeling.questions import AnyQuestion
 from dmoerm.labeling.replies import RETRIED, Outcome, Usage
 from dmoerm.labeling.store import Store
 
@@ -45,7 +45,7 @@ class Estimate:
 class Costs:
     """Keeps the account of one run; starts from what the store says about earlier ones."""
 
-    def __init__(self, plan: LabelPlan, store: Store | None) -> None:
+    def __init__(self, plan: Plan, store: Store | None) -> None:
         self.prices = plan.prices
         self.unknown = 0
         """Attempts that may have been billed and for which no tokens were counted, in all runs of the store."""
@@ -78,10 +78,10 @@ class Costs:
         """So far, without what is under way; None without prices."""
         return None if self.prices is None else self._dollars
 
-    def expected_usage(self, question: Question) -> Usage:
+    def expected_usage(self, question: AnyQuestion) -> Usage:
         """Tokens of one request."""
         length = self._length(question)
-        reply = len(question.asked) * _TOKENS_A_VERDICT + _TOKENS_A_REASON * self._plan.template.reason
+        reply = len(question.names) * _TOKENS_A_VERDICT + _TOKENS_A_REASON * self._plan.template.reason
         guess = Usage(length // _BYTES_A_TOKEN + 1, min(reply, self._plan.options.max_tokens))
         if self._counted == 0:
             return guess
@@ -91,16 +91,16 @@ class Costs:
         # A few counts are little to go by, but a limit must not be overrun because the guess was low.
         return Usage(max(guess.input_tokens, measured.input_tokens), max(guess.output_tokens, measured.output_tokens))
 
-    def estimate(self, question: Question) -> float:
+    def estimate(self, question: AnyQuestion) -> float:
         """US dollars of one request; 0 without prices."""
         return 0.0 if self.prices is None else self.prices.cost(self.expected_usage(question))
 
-    def expected_with(self, question: Question) -> float:
+    def expected_with(self, question: AnyQuestion) -> float:
         """What will have been spent once everything under way and this question are answered."""
         return self._dollars + self._under_way + self.estimate(question)
 
     @contextlib.contextmanager
-    def under_way(self, question: Question) -> Iterator[None]:
+    def under_way(self, question: AnyQuestion) -> Iterator[None]:
         """While its request is under way."""
         estimate = self.estimate(question)
         self._under_way += estimate
@@ -109,7 +109,7 @@ class Costs:
         finally:
             self._under_way -= estimate
 
-    def add(self, usage: Usage | None, question: Question, *, billed: bool = True) -> None:
+    def add(self, usage: Usage | None, question: AnyQuestion, *, billed: bool = True) -> None:
         """Take one attempt into the account; without usage it is estimated where it may have been billed."""
         if usage is None:
             self.unknown += billed
@@ -121,13 +121,12 @@ class Costs:
         self._output += usage.output_tokens
         self._dollars += 0.0 if self.prices is None else self.prices.cost(usage)
 
-    def _length(self, question: Question) -> int:
-        prompt = question.pair.comparison.prompt
-        texts = (*question.shown, *(message.content for message in prompt), *(c.name + c.description for c in question.asked))
+    def _length(self, question: AnyQuestion) -> int:
+        texts = (*question.shown().values(), *question.listed().values())
         return self._fixed_bytes + sum(len(text.encode()) for text in texts)
 
 
-def estimate_open(plan: LabelPlan) -> Estimate:
+def estimate_open(plan: Plan) -> Estimate:
     """What is left to ask, by the plan's own store where there is one; nothing is sent."""
     if not plan.options.store.is_file():
         return estimate_rest(plan, None)
@@ -135,7 +134,7 @@ def estimate_open(plan: LabelPlan) -> Estimate:
         return estimate_rest(plan, store)
 
 
-def estimate_rest(plan: LabelPlan, store: Store | None) -> Estimate:
+def estimate_rest(plan: Plan, store: Store | None) -> Estimate:
     """What is left to ask, in calls, tokens and dollars; nothing is sent."""
     costs = Costs(plan, None)
     answered = set() if store is None else set(store.answers(plan.settings.fingerprint))

@@ -53,7 +53,7 @@ def reparse(store: Store) -> tuple[int, int, int]:
     batch = []
     for reply in store.replies():
         replies += 1
-        batch.append((reply.attempt, reply.key, read_reply(reply.body, reply.asked)))
+        batch.append((reply.attempt, reply.key, read_reply(reply.body, reply.asked, reply.answers)))
         if len(batch) == _TOGETHER:
             store.settle_now(batch)
             batch = []

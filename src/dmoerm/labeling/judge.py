@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmoerm.errors import ConfigError, missing_extra
 from dmoerm.labeling.prompts import Template
-from dmoerm.labeling.questions import Question, fingerprint
+from dmoerm.labeling.questions import AnyQuestion, fingerprint
 from dmoerm.labeling.replies import Outcome, shortened
 from dmoerm.recipe import LabelingOptions
 
@@ -185,7 +185,7 @@ class Judge:
         if self._client is not None:
             await self._client.close()
 
-    async def ask(self, question: Question) -> Exchange:
+    async def ask(self, question: AnyQuestion) -> Exchange:
         """One attempt. Failures of the endpoint and of the network are outcomes; only cancellation is raised."""
         import openai
 
@@ -219,7 +219,7 @@ class Judge:
                     )  # fmt: skip
         return Exchange(Outcome.UNREAD, response.status_code, self._struck(bytes(body)), request_id=self._named(response.headers))
 
-    def _request(self, question: Question) -> dict[str, Any]:
+    def _request(self, question: AnyQuestion) -> dict[str, Any]:
         settings = self.settings
         request: dict[str, Any] = {"model": settings.model, "messages": self._template.messages(question, self._secret)}
         if settings.temperature is not None:

@@ -18,7 +18,7 @@ from dmoerm.data.readers.judgements import ORDERS
 from dmoerm.data.readers.native import to_native
 from dmoerm.errors import LabelError
 from dmoerm.labeling.judged import JudgedPair, Verdicts, consistent, response_hash
-from dmoerm.labeling.questions import AskedPair, Question
+from dmoerm.labeling.questions import AskedPair, Question, verdict_of
 from dmoerm.labeling.store import Answer
 from dmoerm.records import OVERALL, CapabilityLabel, Comparison
 
@@ -28,9 +28,9 @@ __all__ = [
     "labelled_comparisons",
     "matching_replies",
     "pair_verdicts",
-    "verdict_of",
     "write_judgements",
     "write_labels",
+    "write_rows",
 ]
 
 Answers = Mapping[str, Mapping[str, Answer]]
@@ -44,12 +44,6 @@ class Written:
     rows: int
     labels: int
     left_out: int = 0
-
-
-def verdict_of(shown: str, *, swapped: bool) -> int:
-    """1: the pair's first response is better, -1: its second, 0: tie; from "A", "B" or "tie" as it was shown."""
-    value = {"A": 1, "B": -1, "tie": 0}[shown]
-    return -value if swapped else value
 
 
 def pair_verdicts(pair: AskedPair, settings: str, answers: Answers) -> dict[str, Verdicts]:
@@ -132,7 +126,7 @@ def write_labels(path: Path, comparisons: Iterable[Comparison]) -> Written:
             labels += len(comparison.labels)
             yield to_native(comparison)
 
-    _write(path, lines())
+    write_rows(path, lines())
     return Written(path, rows, labels)
 
 
@@ -157,7 +151,7 @@ def write_judgements(path: Path, pairs: Sequence[AskedPair], settings: str, answ
             labels += sum(consistent(both) is not None for both in verdicts.values())
             yield _judgement_row(pair, verdicts, number)
 
-    _write(path, lines())
+    write_rows(path, lines())
     return Written(path, rows, labels, left_out)
 
 
@@ -214,7 +208,17 @@ def _as_reply(letters: Mapping[str, str]) -> bytes:
     return json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, again: str = "dmoerm label export") -> None:
+    """Write JSON lines, packed where the name ends in .gz; an existing file is replaced in one step.
+
+    Args:
+        path: the file.
+        rows: its lines.
+        again: the command that writes it.
+
+    Raises:
+        LabelError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     try:
@@ -227,6 +231,4 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         os.replace(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise LabelError(
-            f"{path}: cannot be written ({error}). The answers are in the store; dmoerm label export writes this file"
-        ) from error
+        raise LabelError(f"{path}: cannot be written ({error}). The answers are in the store; {again} writes this file") from error

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 from dmoerm.data.sources import RunData
 from dmoerm.errors import ConfigError
@@ -10,10 +12,36 @@ from dmoerm.labeling.canaries import canary_pairs
 from dmoerm.labeling.judge import JudgeSettings
 from dmoerm.labeling.prices import Prices, prices_of
 from dmoerm.labeling.prompts import REASON, Template, load_template
-from dmoerm.labeling.questions import AskedPair, Question, pairs_to_ask, questions_of
+from dmoerm.labeling.questions import AnyQuestion, AskedPair, Question, pairs_to_ask, questions_of
 from dmoerm.recipe import LabelingOptions, Recipe
 
-__all__ = ["LabelPlan", "plan_labels"]
+__all__ = ["LabelPlan", "Plan", "plan_labels"]
+
+
+class Plan(Protocol):
+    """What a run has to know of what it asks."""
+
+    @property
+    def options(self) -> LabelingOptions:
+        """The section of the recipe."""
+
+    @property
+    def template(self) -> Template:
+        """The words of a question."""
+
+    @property
+    def settings(self) -> JudgeSettings:
+        """What every answer depends on."""
+
+    @property
+    def prices(self) -> Prices | None:
+        """Of the judge; None where nobody knows them."""
+
+    def questions(self) -> Iterator[AnyQuestion]:
+        """Every call, each once."""
+
+    def tallied(self, question: AnyQuestion) -> bool:
+        """Whether its answer counts for the consistency that a run shows."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,14 @@ class LabelPlan:
             if (key := question.key) not in seen:
                 seen.add(key)
                 yield question
+
+    def tallied(self, question: AnyQuestion) -> bool:
+        """All but the known pairs."""
+        return question.place not in self._known
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(" ".join(pair.texts) for pair in self.canaries)
 
     @property
     def prices(self) -> Prices | None:

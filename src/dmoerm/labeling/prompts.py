@@ -17,19 +17,18 @@ from pathlib import Path
 from pydantic import Field
 
 from dmoerm.errors import ConfigError
-from dmoerm.labeling.questions import Question, digest
-from dmoerm.records import Message
+from dmoerm.labeling.questions import AnyQuestion, digest
 from dmoerm.validation import Section, validate
 from dmoerm.yaml_strict import YamlDocument, parse_yaml, read_yaml
 
-__all__ = ["REASON", "Template", "conversation_text", "load_template"]
+__all__ = ["REASON", "Template", "category_template", "load_template"]
 
 REASON = "reason"
 """Key of the reply under which a judge may explain itself; no capability may be named so where reasons are asked."""
 
 _PLACE = re.compile(r"\{\{([a-z_]+)\}\}")
 _REQUIRED = {"conversation", "response_a", "response_b", "criteria", "reply", "fence"}
-_ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+_REQUIRED_OF_CATEGORY = {"conversation", "categories", "reply", "fence"}
 
 
 class _Texts(Section):
@@ -50,30 +49,23 @@ class Template:
         """32 hex digits over both texts, and whether a reason is asked."""
         return digest(self.system, self.user, str(self.reason))[:32]
 
-    def messages(self, question: Question, secret: bytes) -> list[dict[str, str]]:
+    def messages(self, question: AnyQuestion, secret: bytes) -> list[dict[str, str]]:
         """The messages of one question, in the form of the chat completions API.
 
         Args:
             question: what is asked.
             secret: of the store; the word of the fences is derived from it.
         """
-        conversation = conversation_text(question.pair.comparison.prompt)
-        response_a, response_b = question.shown
-        values = {
-            "conversation": conversation,
-            "response_a": response_a,
-            "response_b": response_b,
-            "criteria": "\n".join(f"- {criterion.name}: {' '.join(criterion.description.split())}" for criterion in question.asked),
-            "reply": self._reply(question),
-            "fence": fence(secret, question.key, (conversation, response_a, response_b)),
-        }
+        shown = question.shown()
+        word = fence(secret, question.key, tuple(shown.values()))
+        values = {**shown, **question.listed(), "reply": self._reply(question), "fence": word}
         return [
             {"role": "system", "content": _fill(self.system, values).strip()},
             {"role": "user", "content": _fill(self.user, values).strip()},
         ]
 
-    def _reply(self, question: Question) -> str:
-        form = ({REASON: "one sentence"} if self.reason else {}) | dict.fromkeys(question.names, "A or B or tie")
+    def _reply(self, question: AnyQuestion) -> str:
+        form = ({REASON: "one sentence"} if self.reason else {}) | dict.fromkeys(question.names, " or ".join(question.answers))
         return json.dumps(form, ensure_ascii=False)
 
 
@@ -83,22 +75,24 @@ def load_template(path: Path | None, *, reason: bool = False) -> Template:
     Raises:
         ConfigError: a place is missing or unknown, with the names of all.
     """
-    document = read_yaml(path) if path is not None else _packaged()
+    document = read_yaml(path) if path is not None else _packaged("question")
+    return _checked(document, _REQUIRED, reason)
+
+
+def category_template() -> Template:
+    """The packaged words that ask for the category of a prompt."""
+    return _checked(_packaged("category"), _REQUIRED_OF_CATEGORY, reason=False)
+
+
+def _checked(document: YamlDocument, required: set[str], reason: bool) -> Template:
     texts = validate(_Texts, document)
     named = {name for text in (texts.system, texts.user) for name in _PLACE.findall(text)}
-    for name in sorted(named - _REQUIRED):
-        raise ConfigError(f"{document.name}: unknown place {{{{{name}}}}}; known: {', '.join(sorted(_REQUIRED))}")
+    for name in sorted(named - required):
+        raise ConfigError(f"{document.name}: unknown place {{{{{name}}}}}; known: {', '.join(sorted(required))}")
     in_user = set(_PLACE.findall(texts.user))
-    for name in sorted(_REQUIRED - in_user):
+    for name in sorted(required - in_user):
         raise ConfigError(f"{document.name}: the place {{{{{name}}}}} is missing from `user`; without it no judge can answer. Put it in")
     return Template(texts.system, texts.user, reason)
-
-
-def conversation_text(prompt: tuple[Message, ...]) -> str:
-    """A conversation as a judge reads it: the bare text of a single user turn, else the turns with their roles."""
-    if len(prompt) == 1 and prompt[0].role == "user":
-        return prompt[0].content
-    return "\n\n".join(f"{_ROLE_NAMES[message.role]}: {message.content}" for message in prompt)
 
 
 def fence(secret: bytes, key: str, texts: tuple[str, ...]) -> str:
@@ -114,6 +108,6 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACE.sub(lambda match: values[match.group(1)], text)
 
 
-def _packaged() -> YamlDocument:
-    name = "dmoerm/labeling/templates/question.yaml"
-    return parse_yaml(files("dmoerm.labeling").joinpath("templates/question.yaml").read_text(encoding="utf-8"), name)
+def _packaged(name: str) -> YamlDocument:
+    text = files("dmoerm.labeling").joinpath(f"templates/{name}.yaml").read_text(encoding="utf-8")
+    return parse_yaml(text, f"dmoerm/labeling/templates/{name}.yaml")

@@ -2,7 +2,8 @@
 
 A question is one call. Its key covers everything that changes the answer: endpoint, model, sampling, template, descriptions and texts;
 so a question with a stored answer is never paid for again, and one whose wording changed is asked anew. Its item covers the texts and
-the points alone: it finds answers that other settings gave.
+the points alone: it finds answers that other settings gave. `AnyQuestion` is what a run has to know of one, whether it asks for a
+comparison (`Question`) or for the category of a prompt (`categories.CategoryQuestion`).
 """
 
 import hashlib
@@ -12,26 +13,89 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from dmoerm.data.sources import RunData
 from dmoerm.recipe import LabelingOptions
-from dmoerm.records import OVERALL, Comparison, prompt_hash
+from dmoerm.records import OVERALL, Comparison, Message, prompt_hash
 from dmoerm.taxonomy import Taxonomy
 
 __all__ = [
+    "NO_CATEGORY",
     "OVERALL_DESCRIPTION",
+    "VERDICTS",
+    "AnyQuestion",
     "AskedPair",
     "Criterion",
     "Question",
+    "conversation_text",
+    "criteria_lines",
     "digest",
     "fingerprint",
     "informative_pairs",
     "pairs_to_ask",
     "questions_of",
+    "verdict_of",
 ]
 
+NO_CATEGORY = "asked for the overall preference only, having no category"
+"""Why comparisons are left out of the capability questions."""
+
+VERDICTS = ("A", "B", "tie")
+"""What may be said on each point of a comparison."""
+
 OVERALL_DESCRIPTION = "All in all, the response serves the person who asked better."
+
+_ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+class AnyQuestion(Protocol):
+    """One call, as a run, its account and the store see it."""
+
+    @property
+    def settings(self) -> str:
+        """Fingerprint of what all questions of a run share (`JudgeSettings.fingerprint`)."""
+
+    @property
+    def key(self) -> str:
+        """32 hex digits over everything that changes the answer."""
+
+    @property
+    def item(self) -> str:
+        """32 hex digits over what is asked about, whoever answers and however."""
+
+    @property
+    def criteria(self) -> str:
+        """32 hex digits over names and descriptions of the points."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the points asked: the keys of the reply."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What the reply may say on each of them."""
+
+    @property
+    def about(self) -> str:
+        """Id of a comparison that it is asked for; for people."""
+
+    @property
+    def place(self) -> str:
+        """The same for the two orders in which a thing is asked, and for nothing else."""
+
+    @property
+    def swapped(self) -> bool:
+        """Which of the two orders this is."""
+
+    def value(self, answer: str) -> int | str:
+        """An answer in terms that do not depend on the order."""
+
+    def shown(self) -> dict[str, str]:
+        """The texts that stand between fences, by their place in the template."""
+
+    def listed(self) -> dict[str, str]:
+        """The other texts of the question, by their place in the template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +140,34 @@ class Question:
     """Fingerprint of what all questions of a run share (`JudgeSettings.fingerprint`)."""
 
     @property
-    def shown(self) -> tuple[str, str]:
-        """The texts of the responses A and B."""
+    def answers(self) -> tuple[str, ...]:
+        """Verdicts, in terms of what is shown."""
+        return VERDICTS
+
+    @property
+    def about(self) -> str:
+        """Id of the comparison."""
+        return self.pair.comparison.id
+
+    @property
+    def place(self) -> str:
+        """Hashes of the texts in the order of the pair."""
+        return " ".join(self.pair.texts)
+
+    def value(self, answer: str) -> int:
+        """As `verdict_of`."""
+        return verdict_of(answer, swapped=self.swapped)
+
+    def shown(self) -> dict[str, str]:
+        """The conversation and the responses A and B."""
         responses = self.pair.comparison.responses
         first, second = responses[self.pair.first], responses[self.pair.second]
-        return (second, first) if self.swapped else (first, second)
+        response_a, response_b = (second, first) if self.swapped else (first, second)
+        return {"conversation": conversation_text(self.pair.comparison.prompt), "response_a": response_a, "response_b": response_b}
+
+    def listed(self) -> dict[str, str]:
+        """One line for each point."""
+        return {"criteria": criteria_lines(self.asked)}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,6 +189,24 @@ class Question:
     def key(self) -> str:
         """32 hex digits over everything that changes the answer."""
         return digest(self.settings, self.item, self.criteria)[:32]
+
+
+def verdict_of(shown: str, *, swapped: bool) -> int:
+    """1: the pair's first response is better, -1: its second, 0: tie; from "A", "B" or "tie" as it was shown."""
+    value = {"A": 1, "B": -1, "tie": 0}[shown]
+    return -value if swapped else value
+
+
+def conversation_text(prompt: tuple[Message, ...]) -> str:
+    """A conversation as a judge reads it: the bare text of a single user turn, else the turns with their roles."""
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return "\n\n".join(f"{_ROLE_NAMES[message.role]}: {message.content}" for message in prompt)
+
+
+def criteria_lines(criteria: Iterable[Criterion]) -> str:
+    """Names with their descriptions, one a line."""
+    return "\n".join(f"- {criterion.name}: {' '.join(criterion.description.split())}" for criterion in criteria)
 
 
 def digest(*parts: str) -> str:
@@ -143,7 +248,7 @@ def pairs_to_ask(data: RunData, options: LabelingOptions) -> tuple[list[AskedPai
             taken[category] += 1
             chosen.append(comparison)
     if taken[""]:
-        left_out["asked for the overall preference only, having no category"] = taken[""]
+        left_out[NO_CATEGORY] = taken[""]
     pairs = []
     for comparison in chosen:
         groups = criteria_groups(data.taxonomy, comparison.category, options)

@@ -17,13 +17,12 @@ from typing import Any
 from dmoerm.data.strict_json import json_type, parse_object
 from dmoerm.errors import DataError
 from dmoerm.labeling.prompts import REASON
+from dmoerm.labeling.questions import VERDICTS
 
 __all__ = ["PARSER_VERSION", "RETRIED", "UNUSABLE", "Outcome", "Reading", "Usage", "read_reply", "read_usage", "shortened"]
 
 PARSER_VERSION = 1
 """Raised when the same bytes may give another reading; `label reparse` then reads all stored replies again."""
-
-VERDICTS = ("A", "B", "tie")
 
 
 class Outcome(StrEnum):
@@ -80,7 +79,7 @@ class Reading:
 
     Attributes:
         outcome: ANSWERED, or why there are no verdicts.
-        verdicts: by point, "A", "B" or "tie" in terms of what was shown; empty unless answered.
+        verdicts: by point, "A", "B" or "tie" in terms of what was shown, or another answer that was offered; empty unless answered.
         preference_A: by point, the judge's own probability that A is better, ties shared out evenly; only where log-probabilities came.
         detail: for people, a few words on what was wrong.
         usage: None where the endpoint did not say.
@@ -93,12 +92,13 @@ class Reading:
     usage: Usage | None = None
 
 
-def read_reply(body: bytes, asked: Sequence[str]) -> Reading:
+def read_reply(body: bytes, asked: Sequence[str], answers: Sequence[str] = VERDICTS) -> Reading:
     """Read the body of a response with status 200.
 
     Args:
         body: as received.
         asked: names of the points.
+        answers: what may be said on each.
     """
     try:
         data = parse_object(body)
@@ -118,7 +118,7 @@ def read_reply(body: bytes, asked: Sequence[str]) -> Reading:
     if not isinstance(content, str):
         return Reading(Outcome.BAD_REPLY, detail=f"content is {json_type(content)}", usage=usage)
     try:
-        verdicts = _verdicts(content, asked)
+        verdicts = _verdicts(content, asked, answers)
     except DataError as error:
         return Reading(Outcome.UNPARSED, detail=shortened(str(error)), usage=usage)
     return Reading(Outcome.ANSWERED, verdicts, _preferences(choice.get("logprobs"), content, asked), usage=usage)
@@ -166,7 +166,7 @@ _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
 
 
-def _verdicts(content: str, asked: Sequence[str]) -> dict[str, str]:
+def _verdicts(content: str, asked: Sequence[str], answers: Sequence[str]) -> dict[str, str]:
     """The verdicts of a reply's text.
 
     Two wrappings are taken off, as they are forms and no words: a leading thought that a server has left in, and a code fence.
@@ -183,9 +183,10 @@ def _verdicts(content: str, asked: Sequence[str]) -> dict[str, str]:
         parts = [f"{word} {', '.join(map(repr, names))}" for word, names in (("without", missing), ("unasked", unknown)) if names]
         raise DataError(f"keys not as asked: {'; '.join(parts)}")
     for name, verdict in data.items():
-        if verdict not in VERDICTS:
+        if verdict not in answers:
             shown = json.dumps(verdict, ensure_ascii=False)
-            raise DataError(f"{name} is {shown if len(shown) <= 40 else shown[:37] + '...'}; expected A, B or tie")
+            shown = shown if len(shown) <= 40 else shown[:37] + "..."
+            raise DataError(f"{name} is {shown}; expected {', '.join(answers[:-1])} or {answers[-1]}")
     return {name: data[name] for name in asked}
 
 

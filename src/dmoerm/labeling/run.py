@@ -27,10 +27,9 @@ from typing import Literal
 
 from dmoerm.labeling.costs import MAYBE_BILLED, Costs
 from dmoerm.labeling.judge import Exchange, Judge
-from dmoerm.labeling.labels import verdict_of
 from dmoerm.labeling.pace import Pace
-from dmoerm.labeling.plan import LabelPlan
-from dmoerm.labeling.questions import Question
+from dmoerm.labeling.plan import Plan
+from dmoerm.labeling.questions import AnyQuestion
 from dmoerm.labeling.replies import UNUSABLE, Outcome, Reading, read_reply
 from dmoerm.labeling.store import Store
 
@@ -60,12 +59,11 @@ class Tally:
 
     consistent: Counter[str] = field(default_factory=Counter)
     complete: Counter[str] = field(default_factory=Counter)
-    _half: dict[tuple[str, str], tuple[bool, int]] = field(default_factory=dict)
+    _half: dict[tuple[str, str], tuple[bool, int | str]] = field(default_factory=dict)
 
-    def add(self, question: Question, name: str, verdict: str) -> None:
-        """Take one verdict; the second of a pair's two orders completes it."""
-        place = (" ".join(question.pair.texts), name)
-        value = verdict_of(verdict, swapped=question.swapped)
+    def add(self, question: AnyQuestion, name: str, verdict: str) -> None:
+        """Take one verdict; the second of two orders completes it."""
+        place, value = (question.place, name), question.value(verdict)
         other = self._half.pop(place, None)
         if other is None or other[0] == question.swapped:
             self._half[place] = (question.swapped, value)
@@ -129,7 +127,7 @@ class RunResult:
 
 
 async def label(
-    plan: LabelPlan,
+    plan: Plan,
     store: Store,
     key: str,
     limits: Limits = Limits(),
@@ -142,7 +140,7 @@ async def label(
     The first SIGINT or SIGTERM lets requests under way come back and stores them; the second one stops at once.
 
     Args:
-        plan: of `plan_labels`.
+        plan: of `plan_labels` or `plan_categories`.
         store: opened for writing.
         key: of the endpoint.
         limits: where to stop.
@@ -153,7 +151,7 @@ async def label(
         LabelError: the store cannot be written any more.
     """
     for reply in store.unread():  # of a run that was killed between storing and reading
-        store.settle(reply.attempt, reply.key, read_reply(reply.body, reply.asked))
+        store.settle(reply.attempt, reply.key, read_reply(reply.body, reply.asked, reply.answers))
     judge = Judge(
         plan.settings,
         plan.template,
@@ -171,13 +169,12 @@ async def label(
 class _Run:
     """One run: its counters, its decisions, its workers."""
 
-    def __init__(self, plan: LabelPlan, store: Store, judge: Judge, limits: Limits) -> None:
+    def __init__(self, plan: Plan, store: Store, judge: Judge, limits: Limits) -> None:
         self.plan, self.store, self.judge, self.limits = plan, store, judge, limits
         self.pace = Pace(plan.options.max_in_flight)
         self._settings = asdict(plan.settings)
         self.cost = Costs(plan, store)
         self.tally = Tally()
-        self._canaries = {id(pair) for pair in plan.canaries}
         self.outcomes: Counter[str] = Counter()
         self.failed_before = {
             key: sum(outcome in UNUSABLE for outcome in outcomes) + plan.options.max_attempts * (Outcome.REJECTED in outcomes)
@@ -206,7 +203,7 @@ class _Run:
             answered += question.key in self._done_keys
         return answered, total
 
-    def _open_questions(self) -> Iterator[Question]:
+    def _open_questions(self) -> Iterator[AnyQuestion]:
         for question in self.plan.questions():
             key = question.key
             if key in self._done_keys:
@@ -265,7 +262,7 @@ class _Run:
             if self.stopping.is_set():
                 return
 
-    async def _attempt(self, question: Question, tries: int) -> int | None:
+    async def _attempt(self, question: AnyQuestion, tries: int) -> int | None:
         """Send a question once. None: it is settled, or the run ends; 0: send it again; 1: again, and count this one against it."""
         with contextlib.ExitStack() as account:  # until the real cost is known, also while the disk is busy
             async with self.pace.slot(self.stopping) as started:
@@ -287,8 +284,8 @@ class _Run:
             self.cost.add(None, question, billed=exchange.outcome in MAYBE_BILLED)
             return self._refused(exchange, started)
 
-    def _read(self, question: Question, attempt: int, exchange: Exchange) -> int | None:
-        reading = read_reply(exchange.body, question.names)
+    def _read(self, question: AnyQuestion, attempt: int, exchange: Exchange) -> int | None:
+        reading = read_reply(exchange.body, question.names, question.answers)
         self.store.settle(attempt, question.key, reading)
         self.outcomes[reading.outcome] += 1
         self.cost.add(reading.usage, question)
@@ -309,13 +306,13 @@ class _Run:
             return None
         return 1
 
-    def _count(self, question: Question, reading: Reading) -> None:
+    def _count(self, question: AnyQuestion, reading: Reading) -> None:
         self.usable += 1
         self._take(question, reading.verdicts)
 
-    def _take(self, question: Question, verdicts: Mapping[str, str]) -> None:
-        """Into the tally, but for the known pairs."""
-        if id(question.pair) not in self._canaries:
+    def _take(self, question: AnyQuestion, verdicts: Mapping[str, str]) -> None:
+        """Into the tally, where it counts there."""
+        if self.plan.tallied(question):
             for name, verdict in verdicts.items():
                 self.tally.add(question, name, verdict)
 
@@ -364,7 +361,7 @@ class _Run:
         if self.streak >= _STREAK and now - self.streak_began > max(patience_s, 2 * asked_s):
             self._end("paused", f"no reply for {now - self.streak_began:.0f} s; the last failure: {exchange.outcome}, {exchange.detail}")
 
-    def _allowed(self, question: Question) -> bool:
+    def _allowed(self, question: AnyQuestion) -> bool:
         """Whether the user's limits let one more request go out."""
         limits = self.limits
         if limits.max_requests is not None and self.sent >= limits.max_requests:

@@ -30,7 +30,7 @@ from typing import IO, Any, TypeVar
 
 from dmoerm.errors import LabelError
 from dmoerm.labeling.judge import Exchange
-from dmoerm.labeling.questions import Question
+from dmoerm.labeling.questions import VERDICTS, AnyQuestion
 from dmoerm.labeling.replies import PARSER_VERSION, Outcome, Reading, Usage
 
 __all__ = ["Answer", "Store", "StoredReply", "network_file_system", "salvage"]
@@ -75,6 +75,7 @@ class StoredReply:
     attempt: int
     key: str
     asked: tuple[str, ...]
+    answers: tuple[str, ...]
     body: bytes
 
 
@@ -126,9 +127,9 @@ class Store:
 
     # --- writing ---------------------------------------------------------------------------------------------------------------------
 
-    async def begin(self, question: Question, settings: Mapping[str, Any], *, origin: str = "endpoint") -> int:
+    async def begin(self, question: AnyQuestion, settings: Mapping[str, Any], *, origin: str = "endpoint") -> int:
         """Write down that a question is about to be sent; returns the number of the attempt once that is on disk."""
-        row = (question.key, question.item, question.criteria, question.settings, question.pair.comparison.id, json.dumps(question.names))
+        row = (question.key, question.item, question.criteria, question.settings, question.about, _asked_text(question))
         started = time.time()
 
         def write(connection: _Connection) -> int:
@@ -239,7 +240,7 @@ class Store:
             f"WHERE {condition} ORDER BY a.id {limit}",
             values,
         )
-        return [StoredReply(attempt, key, tuple(json.loads(asked)), bytes(body)) for attempt, key, asked, body in rows]
+        return [StoredReply(attempt, key, *_asked_of(asked), bytes(body)) for attempt, key, asked, body in rows]
 
     def counted(self) -> Usage:
         """Tokens that the endpoint has counted, over all attempts and settings."""
@@ -285,6 +286,18 @@ class Store:
         if answer[0] is not None:
             raise answer[0]
         return list(answer[1])
+
+
+def _asked_text(question: AnyQuestion) -> str:
+    """The points as JSON: a list of names, or, where other answers than verdicts are offered, an object with those of each."""
+    names = question.names
+    return json.dumps(names if question.answers == VERDICTS else dict.fromkeys(names, question.answers))
+
+
+def _asked_of(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the points, and what may be said on each."""
+    points = json.loads(text)
+    return tuple(points), tuple(next(iter(points.values()))) if isinstance(points, dict) else VERDICTS
 
 
 def _settle(connection: _Connection, attempt: int, key: str, reading: Reading) -> None:

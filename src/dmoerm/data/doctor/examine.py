@@ -6,7 +6,7 @@ A new check is a function from a corpus to findings, one row in `CHECKS`, two te
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +32,10 @@ from dmoerm.data.doctor.style import refusals, style
 from dmoerm.data.doctor.turns import turns
 from dmoerm.data.doctor.twins import near_duplicate_prompts, near_duplicate_responses, nearly_identical_pairs
 from dmoerm.data.doctor.words import words
-from dmoerm.data.readers import ReadResult, read_comparisons
+from dmoerm.data.readers import ReadResult, read_comparisons, read_prompts
 from dmoerm.data.sources import known_category, with_aspects
 from dmoerm.recipe import Recipe, recipe_taxonomy
-from dmoerm.records import Comparison
+from dmoerm.records import Comparison, prompt_hash
 from dmoerm.taxonomy import Taxonomy
 
 __all__ = ["CHECKS", "examine", "examine_corpus", "examine_recipe"]
@@ -101,28 +101,33 @@ def examine(
 
 
 def examine_recipe(recipe: Recipe) -> DoctorReport:
-    """Look at the files of a recipe; those of `data.prompts` hold no preferences and are left alone.
+    """Look at the files of a recipe; of those of `data.prompts`, which hold no preferences, only the categories are used.
 
     Raises:
         DataError: as `examine`.
     """
     data = recipe.data
     taxonomy = recipe_taxonomy(recipe)
+    prompts = [row for path in recipe.prompt_files for row in read_prompts(path, "skip")]
+    category_of = {prompt_hash(prompt): category for prompt, category in reversed(prompts)}
 
     def read(path: Path, rejected_dir: str) -> ReadResult:
         result = read_comparisons(path, data.formats.get(str(path), "auto"), "skip", rejected_dir, data.rank_order)
-        return dataclasses.replace(result, comparisons=[_as_trained(comparison, recipe, taxonomy) for comparison in result.comparisons])
+        return dataclasses.replace(
+            result, comparisons=[_as_trained(comparison, recipe, taxonomy, category_of) for comparison in result.comparisons]
+        )
 
     listed = ((data.comparisons, TRAIN), (recipe.label_files, LABELS), (data.test, TEST))
     return examine_corpus(read_corpus([(path, role) for paths, role in listed for path in paths], Context.of_recipe(recipe), read))
 
 
-def _as_trained(comparison: Comparison, recipe: Recipe, taxonomy: Taxonomy) -> Comparison:
-    """With the names of the taxonomy for category and capabilities; an unknown category stays as it is."""
+def _as_trained(comparison: Comparison, recipe: Recipe, taxonomy: Taxonomy, category_of: Mapping[str, str]) -> Comparison:
+    """With the category of its prompt and the names of the taxonomy; an unknown category stays as it is."""
     named = with_aspects(comparison, recipe.data.aspects)
-    if named.category is None:
+    category = named.category or (category_of.get(prompt_hash(named.prompt)) if category_of else None)
+    if category is None:
         return named
-    return dataclasses.replace(named, category=known_category(taxonomy, named.category) or named.category)
+    return dataclasses.replace(named, category=known_category(taxonomy, category) or category)
 
 
 def examine_corpus(corpus: Corpus, checks: Sequence[Callable[[Corpus], Iterable[Finding | NotChecked]]] = CHECKS) -> DoctorReport:

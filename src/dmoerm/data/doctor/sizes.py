@@ -29,7 +29,11 @@ def categories(corpus: Corpus) -> Iterator[Finding | NotChecked]:
     for number in corpus.preferences:
         by_name[corpus.comparisons[number].category or ""].append(number)
     if not any(by_name):
-        yield NotChecked("categories", "Categories", "no row names one; the router learns from data.prompts, or everything goes to general")
+        yield NotChecked(
+            "categories",
+            "Categories",
+            "no row names one, so everything goes to general; name files in data.prompts, or let a judge: dmoerm label categories",
+        )
         return
     names = sorted(filter(None, by_name))
     preferred = {name: [number for number in by_name[name] if corpus.comparisons[number].has_preference] for name in by_name}
