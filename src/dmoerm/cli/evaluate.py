@@ -135,7 +135,7 @@ def _judges(args: argparse.Namespace, comparisons: "Sequence[Comparison]") -> "d
     """Verdicts of the judges that were asked for, by name; before any model is loaded, as an endpoint may fail."""
     import asyncio
 
-    from dmoerm.cli.label import progress_printer
+    from dmoerm.cli.label_run import progress_printer
     from dmoerm.labeling.judged import read_judged
 
     judges = {path.name.removesuffix(".gz").removesuffix(".jsonl"): read_judged(path) for path in args.judgements}
