@@ -140,6 +140,14 @@ def test_a_second_run_asks_nothing_and_a_stopped_one_goes_on(tmp_path, capsys):
     assert (labelled.folder / "categories.jsonl").read_bytes() == before
 
 
+def test_nothing_is_asked_where_every_comparison_has_a_category(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv(KEY_NAME)
+    labelled = project(tmp_path / "p", "http://127.0.0.1:1/v1", comparisons(2))
+    assert labelled.label(action="categories") == 0
+    assert capsys.readouterr().out == "every comparison has a category: nothing to ask\n"
+    assert not labelled.store.exists()
+
+
 def test_a_changed_taxonomy_asks_anew(tmp_path):
     with FakeOpenAI(Sorter()) as server:
         labelled = project(tmp_path / "p", server.base_url, without_category(2))

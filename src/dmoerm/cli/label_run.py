@@ -39,6 +39,9 @@ def ask_for_categories(args: argparse.Namespace, recipe: "Recipe") -> int:
     from dmoerm.labeling.categories import plan_categories
 
     plan = plan_categories(recipe, load_run_data(recipe, named=False))
+    if not plan.prompts:
+        print_json({"prompts": 0}) if args.json else print("every comparison has a category: nothing to ask")
+        return DONE
     if args.dry_run:
         return _dry_run_categories(args, plan)
     return _asked(args, recipe, plan, lambda store, result: _finish_categories(args, recipe, plan, store, result))
