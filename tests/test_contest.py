@@ -304,7 +304,10 @@ def test_a_table_worked_by_hand():
     assert noise["double-layer/mlp", 0.0].change is None
     assert noise["double-layer/mlp", 0.4].difference is None
     assert noise["other", 0.4].difference.value == pytest.approx(0.25)  # 2 of 4, the reference 1 of 4
-    assert noise["other", 0.0].difference.value == report.row("other").difference.value
+    # What stands beside the flipped seed is the same seed without flips, not the mean of both.
+    assert [noise[model, 0.0].agreement.value for model in ("other", "double-layer/mlp")] == [0.5, 0.75]
+    assert noise["other", 0.0].seeds == 1
+    assert noise["other", 0.0].difference.value == pytest.approx(-0.25)
     text = report.as_table()
     assert "main: 4 prompts, 4 pairs *" in text
     assert "main: minus double-layer/mlp that learned from the same flipped preferences" in text

@@ -70,7 +70,7 @@ class NoiseRow:
         test: name of the test; nothing of it is flipped.
         model: the row.
         share: of the training preferences.
-        agreement: over the seeds that have this share.
+        agreement: over the seeds that have this share; at 0 over as many of the first as learned from flips, so that a row compares alike.
         change: to the same model without flips, the same seeds on both sides; None at 0.
         seeds: how many.
         difference: to the reference that learned from the same share, over the seeds of both; None for the reference itself.
@@ -337,12 +337,14 @@ def _noise_rows(test: str, tables: Mapping[float, _Tables], reference: str, resa
         shares = {share: found[model] for share, found in tables.items() if model in found}
         if len(shares) == 1:
             continue  # a judge, or a model trained elsewhere
-        for share, seeds in sorted(shares.items()):
+        flipped = max(len(seeds) for share, seeds in shares.items() if share)
+        for share, found in sorted(shares.items()):
             # Seeds are finished in order, so the first ones are the same; a rule has a single run without flips.
+            seeds = found[:flipped]
             beside = clean[: len(seeds)]
             change = paired_difference_over_seeds(seeds, beside, resampling=resampling) if share else None
             rivals = tables[share].get(reference) if model != reference else None
-            difference = paired_difference_over_seeds(seeds, rivals, resampling=resampling) if rivals else None
+            difference = paired_difference_over_seeds(seeds, rivals[:flipped], resampling=resampling) if rivals else None
             rows.append(NoiseRow(test, model, share, accuracy_over_seeds(seeds, resampling=resampling), change, len(seeds), difference))
     return rows
 
