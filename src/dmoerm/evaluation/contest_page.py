@@ -130,7 +130,8 @@ def _noise(report: ContestReport, test: str) -> Iterator[Section]:
         return
     models, shares = list(dict.fromkeys(model for model, _ in rows)), sorted({share for _, share in rows})
     of_model = {model: [rows[model, share] for share in shares if (model, share) in rows] for model in models}
-    learning = [model for model in models if len({row.agreement.value for row in of_model[model]}) > 1] or models
+    # Pairs that change sides may leave the agreement as it is; where none does, the interval has no width.
+    learning = [model for model in models if any(row.change and row.change.low < row.change.high for row in of_model[model])] or models
     series = [
         Series(model, tuple(100.0 * row.share for row in of_model[model]), tuple(row.agreement.value for row in of_model[model]))
         for model in _drawn(learning, report.reference)
