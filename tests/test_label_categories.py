@@ -140,6 +140,12 @@ def test_a_second_run_asks_nothing_and_a_stopped_one_goes_on(tmp_path, capsys):
     assert (labelled.folder / "categories.jsonl").read_bytes() == before
 
 
+def test_a_limit_of_nothing_is_refused_in_a_dry_run_too(tmp_path, capsys):
+    labelled = project(tmp_path / "p", "http://127.0.0.1:1/v1", without_category(1))
+    assert labelled.label("--dry-run", "--max-cost", "0", action="categories") == 1
+    assert "--max-cost 0: expected US dollars above 0" in capsys.readouterr().err
+
+
 def test_nothing_is_asked_where_every_comparison_has_a_category(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv(KEY_NAME)
     labelled = project(tmp_path / "p", "http://127.0.0.1:1/v1", comparisons(2))

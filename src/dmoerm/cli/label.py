@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what the first word says.
 
     Raises:
-        ConfigError: too few or too many words for that action, or a flag of another one.
+        ConfigError: too few or too many words for that action, a flag of another one, or a limit that is none.
     """
     from dmoerm.errors import ConfigError
 
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     for flag, owners in _FLAGS.items():
         if getattr(args, flag) not in (None, False) and action not in owners:
             raise ConfigError(f"--{flag.replace('_', '-')} is for dmoerm label {' or '.join(owners)}, and this is {action}. Leave it out")
+    if args.max_cost is not None and not args.max_cost > 0:
+        raise ConfigError(f"--max-cost {args.max_cost:g}: expected US dollars above 0")
     if action == "report":
         return _report(args, list(map(Path, paths)))
     expected = 2 if action == "import" else 1

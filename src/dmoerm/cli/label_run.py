@@ -54,8 +54,6 @@ def _asked(args: argparse.Namespace, recipe: "Recipe", plan: "Plan", finish: "Ca
     from dmoerm.labeling.run import Limits, label
     from dmoerm.labeling.store import Store, network_file_system
 
-    if args.max_cost is not None and not args.max_cost > 0:
-        raise ConfigError(f"--max-cost {args.max_cost:g}: expected US dollars above 0")
     if args.max_cost is not None and plan.prices is None:
         raise ConfigError(
             f"--max-cost: the price of {plan.settings.model} is not known; set labeling.input_price and labeling.output_price "

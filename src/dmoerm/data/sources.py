@@ -22,7 +22,7 @@ from dmoerm.records import CapabilityLabel, Comparison, Message, prompt_hash
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.validation import did_you_mean
 
-__all__ = ["RunData", "known_category", "load_run_data", "with_aspects"]
+__all__ = ["RunData", "category_by_prompt", "known_category", "load_run_data", "with_aspects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def load_run_data(recipe: Recipe, *, named: bool = True) -> RunData:
     files = _Files(recipe, recipe_taxonomy(recipe))
     notes = files.notes
     prompts = [row for path in (recipe.prompt_files if named else recipe.data.prompts) for row in files.read_prompts(path)]
-    files.category_of = {prompt_hash(prompt): category for prompt, category in reversed(prompts)}
+    files.category_of = category_by_prompt(prompts)
     comparisons = files.read(recipe.data.comparisons)
     labels = files.read(recipe.label_files)
     if recipe.data.test:
@@ -97,7 +97,7 @@ class _Files:
     aspects: set[str] = field(default_factory=set)
     of_id: dict[str, tuple[object, object]] = field(default_factory=dict)
     category_of: dict[str, str] = field(default_factory=dict)
-    """By hash of a prompt, what the first row of the prompt files with it says."""
+    """Of `category_by_prompt`, over the prompt files."""
 
     def read(self, paths: Sequence[Path]) -> list[Comparison]:
         """The comparisons of some files, each once, with ids that stand for nothing else in any file of the recipe."""
@@ -193,6 +193,11 @@ class _Files:
     def _renamed(self, comparison: Comparison) -> Comparison:
         self.aspects.update(label.capability for label in comparison.labels)
         return with_aspects(comparison, self.recipe.data.aspects)
+
+
+def category_by_prompt(rows: Sequence[tuple[tuple[Message, ...], str]]) -> dict[str, str]:
+    """By hash of a prompt, the category that the first of these rows with it names."""
+    return {prompt_hash(prompt): category for prompt, category in reversed(rows)}
 
 
 def known_category(taxonomy: Taxonomy, given: str) -> str | None:

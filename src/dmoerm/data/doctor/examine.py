@@ -33,7 +33,7 @@ from dmoerm.data.doctor.turns import turns
 from dmoerm.data.doctor.twins import near_duplicate_prompts, near_duplicate_responses, nearly_identical_pairs
 from dmoerm.data.doctor.words import words
 from dmoerm.data.readers import ReadResult, read_comparisons, read_prompts
-from dmoerm.data.sources import known_category, with_aspects
+from dmoerm.data.sources import category_by_prompt, known_category, with_aspects
 from dmoerm.recipe import Recipe, recipe_taxonomy
 from dmoerm.records import Comparison, prompt_hash
 from dmoerm.taxonomy import Taxonomy
@@ -108,8 +108,7 @@ def examine_recipe(recipe: Recipe) -> DoctorReport:
     """
     data = recipe.data
     taxonomy = recipe_taxonomy(recipe)
-    prompts = [row for path in recipe.prompt_files for row in read_prompts(path, "skip")]
-    category_of = {prompt_hash(prompt): category for prompt, category in reversed(prompts)}
+    category_of = category_by_prompt([row for path in recipe.prompt_files for row in read_prompts(path, "skip")])
 
     def read(path: Path, rejected_dir: str) -> ReadResult:
         result = read_comparisons(path, data.formats.get(str(path), "auto"), "skip", rejected_dir, data.rank_order)
