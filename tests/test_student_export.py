@@ -16,6 +16,7 @@ from dmoerm.errors import ArtifactError, ConfigError, DataError
 from dmoerm.evaluation.rank_agreement import kendall_difference, kendall_tau, rank_agreement, spearman_rho
 from dmoerm.evaluation.scorers import Candidates, ClassifierScorer, ModelScorer
 from dmoerm.evaluation.student_export import StudentOptions, export_student, read_candidates
+from dmoerm.modeling.routed_bert import CUT, RESPONSE
 from dmoerm.records import Message
 
 QUICK = StudentOptions(epochs=6, learning_rate=1e-3, held_out_fraction=0.3)
@@ -104,12 +105,16 @@ def test_the_template_gives_the_tokens_of_the_teacher(exported, teacher):
     several = (Message("system", "be quick"), *single, Message("assistant", "water"), Message("user", "more ?"))
     for prompt in (single, several):
         (row,) = teacher.renderer.render(prompt, ["a good answer"])
-        assert encode(tokenizer, prompt, "a good answer") == (list(row.input_ids), False)
+        ids = list(row.input_ids)
+        if row.token_type_ids is not None:  # an encoder: the student's own tokens say where the response begins, and stand for a lost end
+            cut, response = tokenizer.convert_tokens_to_ids([CUT, RESPONSE])
+            ids = [ids[0], cut, *ids[1 : row.response_start - 1], response, *ids[row.response_start :]]
+        assert encode(tokenizer, prompt, "a good answer") == (ids, False)
         turns = [{"role": message.role, "content": message.content} for message in prompt] + [
             {"role": "assistant", "content": "a good answer"}
         ]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-        assert tokenizer(text)["input_ids"] == list(row.input_ids)  # nothing is added where a tool asks for special tokens
+        assert tokenizer(text)["input_ids"] == ids  # nothing is added where a tool asks for special tokens
 
 
 def test_the_card_and_the_marker_hold_the_figures(exported):
@@ -124,56 +129,40 @@ def test_the_card_and_the_marker_hold_the_figures(exported):
     assert marker["train_prompts"] + marker["held_out_prompts"] == 150
 
 
-def test_bert_starts_as_the_mean_over_tokens(tiny_encoder_folder):
+def test_bert_starts_as_the_teachers_general_task_model(tiny_encoder_folder):
     import torch
 
-    from dmoerm.modeling.student import POOLER_GAIN, build_student
+    from dmoerm.modeling.student import build_student, encode
 
     teacher = random_model(str(tiny_encoder_folder), full=False)
-    student = build_student(teacher)
-    assert student.model.config.num_hidden_layers == 5
-    ids = torch.tensor([[2, 10, 11, 3, 12, 3, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]])
-    with torch.no_grad():
-        out = student.model.bert(ids, attention_mask=mask, output_hidden_states=True)
-        below, top = out.hidden_states[-2][0], out.hidden_states[-1][0]
-        summed = 4.0 * below[:6].mean(0) + below[0]
-        expected = (summed - summed.mean()) / summed.std(unbiased=False)
-        assert torch.allclose(top[0], expected, atol=1e-3)
-        assert torch.allclose(out.pooler_output[0], torch.tanh(POOLER_GAIN * expected), atol=1e-3)
-        # and what lies below is the teacher's general task model, adapter and all
-        batch = {"input_ids": ids[:, :6], "attention_mask": mask[:, :6], "token_type_ids": torch.zeros(1, 6, dtype=torch.long)}
-        pooled = teacher.backbone.pooled(batch, task="general")[0, 0]
-        assert torch.allclose(below[:6].mean(0), pooled, atol=1e-4)
+    student = build_student(teacher, routes=2)
+    assert student.model.config.num_hidden_layers == 4 + 3
+    prompt = (Message("user", "tell me about the river"),)
+    (row,) = teacher.renderer.render(prompt, ["a good answer"])
+    ids = torch.tensor([encode(student.tokenizer, prompt, "a good answer")[0]])
+    _, pooled = student.routed.features(ids, torch.ones_like(ids))
+    batch = {"input_ids": torch.tensor([row.input_ids]), "token_type_ids": torch.tensor([row.token_type_ids])}
+    adapted, bare = (
+        teacher.backbone.pooled({**batch, "attention_mask": batch["input_ids"] > 0}, task=task)[0, 0] for task in ("general", None)
+    )
+    distance = lambda other: float(((pooled[0] - pooled.mean()) - (other - other.mean())).norm() / other.norm())  # noqa: E731
+    assert distance(adapted) < 0.05 < distance(bare)
 
 
-def test_how_the_teacher_reads_decides_where_a_stock_tokenizer_cuts_and_what_positions_carry(tiny_encoder_folder):
-    import torch
-
-    from dmoerm.modeling.student import Reading, build_student, encode, reading_of, student_renderer
+def test_how_the_teacher_reads_decides_where_a_stock_tokenizer_cuts(tiny_encoder_folder):
+    from dmoerm.modeling.student import encode, reading_of, stock_tokenizer, student_renderer
 
     teacher = random_model(str(tiny_encoder_folder), full=False)
     renderer = student_renderer(teacher)
     prompt, long = (Message("user", "a b c"),), " ".join(["river"] * 100)
-    cut = reading_of(renderer, [(prompt, ["x y", long])])
-    # [CLS] a b c [SEP], then segment 1: both rows agree wherever they are long enough
-    assert cut.response_share_T == (0.0,) * 5 + (1.0,) * (renderer.max_length_tokens - 5)
-    assert cut.truncation_side == "right"  # the teacher drops the end of a response
-    mixed = reading_of(renderer, [(prompt, ["x y"]), ((Message("user", "a"),), ["x y z"])])
-    assert mixed.response_share_T[:5] == (0.0, 0.0, 0.0, 0.5, 0.5)
+    assert reading_of(renderer, [(prompt, ["x y", long])]).truncation_side == "right"  # the teacher drops the end of a response
     ends = (Message("user", " ".join(["a"] * 100)), Message("assistant", "b"), Message("user", " ".join(["c"] * 8)))
     assert reading_of(renderer, [(ends, ["x y"])]).truncation_side == "left"  # a long prompt loses its middle, a short response nothing
-    left, right = (build_student(teacher, reading=Reading(side)) for side in ("left", "right"))
-    ids = {student.tokenizer.truncation_side: encode(student.tokenizer, prompt, long) for student in (left, right)}
+    tokenizers = (stock_tokenizer(renderer.tokenizer, renderer.max_length_tokens, side) for side in ("left", "right"))
+    ids = {tokenizer.truncation_side: encode(tokenizer, prompt, long) for tokenizer in tokenizers}
     assert ids["right"][0][0] == renderer.tokenizer.cls_token_id
     assert ids["left"][0][-1] == renderer.tokenizer.sep_token_id
     assert [len(row) for row, _ in ids.values()] == [renderer.max_length_tokens] * 2
-    share = (0.0, 0.25, 1.0)
-    plain, folded = (build_student(teacher, reading=Reading("right", found)).model.bert.embeddings for found in ((), share))
-    segments = plain.token_type_embeddings.weight
-    moved = folded.position_embeddings.weight - plain.position_embeddings.weight
-    weights = torch.tensor([*share, *[1.0] * (moved.shape[0] - 3)])
-    assert torch.allclose(moved, weights[:, None] * (segments[1] - segments[0]), atol=1e-6)
 
 
 def test_the_epoch_that_is_nearest_to_the_teacher_is_kept(tiny_encoder_folder, data, tmp_path):

@@ -27,6 +27,19 @@ ASSISTANT = "assistant"
 _LEFT = {"\n\t": "", "\t": "\n", "": None}
 _RIGHT = {"\f\n": "", "\f": "\n", "": None}
 
+# Which message is the longest, and how many of its characters are kept.
+_MEASURE = (
+    "{% set found = namespace(all=0, most=0, at=0) %}"
+    "{% for message in messages[:-1] %}{% set size = message['content'] | length %}{% set found.all = found.all + size %}"
+    "{% if size > found.most %}{% set found.most = size %}{% set found.at = loop.index0 %}{% endif %}{% endfor %}"
+    "{% set allowed = [ROOM // 2, ROOM - messages[-1]['content'] | length] | max %}"
+    "{% set keep = [found.most - [found.all - allowed, 0] | max, 40] | max %}"
+)
+_SHORTENED = (
+    "message['content'] if loop.index0 != found.at or keep >= found.most else "
+    "message['content'][:keep - keep // 2] + message['content'][found.most - keep // 2:]"
+)
+
 _FIXED_CLOCK = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro %}{{ '' }}"
 
 
@@ -78,23 +91,28 @@ def template_text(tokenizer: "PreTrainedTokenizerBase") -> str | None:
         raise ConfigError(f"The tokenizer's chat template cannot be chosen: {error} Set tokenizer.chat_template to one of them.") from None
 
 
-def equal_template(tokenizer: "PreTrainedTokenizerBase") -> str:
+def equal_template(tokenizer: "PreTrainedTokenizerBase", *, start: str = "", separator: str | None = None, room: int | None = None) -> str:
     """The chat template by which other software writes what a frame with its contents is: the tokenizer's own, its clock stopped, or
     our own layout where there is none. Its ids equal ours where no token spans a border between frame and content. Of an encoder's
     layout the last message is the response; the segments (0 and 1) are nothing that a template could give.
+
+    For an encoder without a template, `start` is written after [CLS] and `separator` in place of [SEP] between prompt and response. With
+    `room`, in characters, the longest message of a prompt loses its middle by the rule of rendering.py, counted in characters.
     """
     template = template_text(tokenizer)
     if template is not None:
         return _FIXED_CLOCK + template if "strftime_now" in template else template
     if frame_kind(tokenizer) == "encoder":
-        single = "messages | length == 2 and messages[0]['role'] == 'user'"
-        line = "{{ '' if loop.first else '\\n' }}{{ message['role'] + ': ' + message['content'] }}"
-        turns = f"{{% for message in messages[:-1] %}}{line}{{% endfor %}}"
-        prompt = f"{{% if {single} %}}{{{{ messages[0]['content'] }}}}{{% else %}}{turns}{{% endif %}}"
-        return f"{{{{ cls_token }}}}{prompt}{{{{ sep_token + messages[-1]['content'] + sep_token }}}}"
-    start = "{{ bos_token }}" if _starts_with_bos(tokenizer) else ""
+        middle = "{{ sep_token }}" if separator is None else separator
+        content = "message['content']" if room is None else _SHORTENED
+        heads = "{{ '' if single else (('' if loop.first else '\\n') + message['role'] + ': ') }}"
+        single = "{% set single = messages | length == 2 and messages[0]['role'] == 'user' %}"
+        prompt = f"{{% for message in messages[:-1] %}}{heads}{{{{ {content} }}}}{{% endfor %}}"
+        measure = "" if room is None else _MEASURE.replace("ROOM", str(room))
+        return f"{single}{measure}{{{{ cls_token }}}}{start}{prompt}{middle}{{{{ messages[-1]['content'] + sep_token }}}}"
+    first = "{{ bos_token }}" if _starts_with_bos(tokenizer) else ""
     turn = "{{ '' if loop.first else '\\n\\n' }}{{ message['role'] + ':\\n' + message['content'] }}"
-    return f"{start}{{% for message in messages %}}{turn}{{% endfor %}}{{{{ eos_token }}}}"
+    return f"{first}{{% for message in messages %}}{turn}{{% endfor %}}{{{{ eos_token }}}}"
 
 
 def template_texts(tokenizer: "PreTrainedTokenizerBase", roles: tuple[str, ...]) -> tuple[str, ...]:

@@ -47,19 +47,22 @@ class Scorer(Protocol):
 
 
 class ModelScorer:
-    """A double-layer model under one aggregation."""
+    """A double-layer model under one aggregation; a `category` judges every prompt in place of its own."""
 
-    def __init__(self, model: "RewardModel", aggregation: "Aggregation | None" = None, name: str = "model") -> None:
+    def __init__(
+        self, model: "RewardModel", aggregation: "Aggregation | None" = None, name: str = "model", category: str | None = None
+    ) -> None:
         self.name = name
         self._model = model
         self._aggregation: Aggregation = aggregation or model.aggregation
+        self._category = category
 
     def score(self, candidates: Sequence[Candidates]) -> list[Rewards]:
         """Rewards as the router and its inner models give them."""
         from dmoerm.modeling.reward_model import ScoreRequest
         from dmoerm.records import Reward
 
-        requests = [ScoreRequest(one.prompt, one.responses) for one in candidates]
+        requests = [ScoreRequest(one.prompt, one.responses, self._category) for one in candidates]
         found = self._model.score_by_aggregation(requests, [self._aggregation])[0]
         return [[_finite(reward.reward) if isinstance(reward, Reward) else None for reward in rewards] for rewards in found]
 

@@ -9,7 +9,7 @@ What the student gives is the reward. Category, capabilities, spread and uncerta
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,24 +21,28 @@ from dmoerm.data.splits import split_of
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.bootstrap import Resampling
 from dmoerm.evaluation.rank_agreement import Figure, RankAgreement, kendall_difference, rank_agreement
-from dmoerm.evaluation.scorers import Candidates, ClassifierScorer, ModelScorer, Rewards
+from dmoerm.evaluation.scorers import Candidates, ClassifierScorer
+from dmoerm.evaluation.student_course import prepare_course, scored
 from dmoerm.modeling.model_folder import refuse_taken, written_whole
 from dmoerm.modeling.student_card import student_card
 from dmoerm.recipe import Recipe, recipe_hash
 from dmoerm.records import Message, prompt_hash
 
 if TYPE_CHECKING:
+    from dmoerm.evaluation.student_course import Course
     from dmoerm.modeling.reward_model import RewardModel
+    from dmoerm.training.distillation import Distilled
+    from dmoerm.training.lessons import Lesson
     from dmoerm.training.trainer import PhaseSettings
 
 __all__ = ["StudentExport", "StudentOptions", "check_student_target", "export_student", "read_candidates", "train_reseeded"]
-
-PROMPTS_AT_ONCE = 256
 
 LEAST_PROMPTS = 8
 """Prompts with several responses below which nothing is learned, or measured with an interval."""
 
 HUNDREDTHS = 100
+
+UNSCORED = "responses that the teacher cannot score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class StudentOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("prompts_per_batch", 1), ("learning_rate", 1e-9), ("level_weight", 0.0)):
+        for name, low in (("epochs", 0), ("prompts_per_batch", 1), ("learning_rate", 1e-9), ("level_weight", 0.0)):
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ConfigError(f"{name} is {value}; expected at least {low:g}")
@@ -88,6 +92,7 @@ class StudentExport:
         parameters: of the student.
         max_length_tokens: of a row.
         truncation_side: where its tokenizer cuts: the side that leaves more of what the teacher sees.
+        routes: categories that it tells apart, the most frequent first; empty for a student with one head.
         options: how it was taught.
         learning_rate: its peak.
         epoch, errors: which pass was kept and why; see `training.distillation.Distilled`.
@@ -107,6 +112,7 @@ class StudentExport:
     parameters: int
     max_length_tokens: int
     truncation_side: str
+    routes: tuple[str, ...]
     options: StudentOptions
     learning_rate: float
     epoch: int
@@ -167,52 +173,29 @@ def export_student(
         TrainingError: as `training.distillation.distil`.
     """
     from dmoerm.modeling.peft_export import EXPORT_MARKER
-    from dmoerm.modeling.student import build_student, encode, reading_of, save_student, student_renderer
-    from dmoerm.training.distillation import Lesson, distil
-    from dmoerm.training.pipeline import computes_bf16
+    from dmoerm.modeling.student import save_student
 
     options = options or StudentOptions()
     check_student_target(out, overwrite=overwrite)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a student is taught in one process; start dmoerm without accelerate launch or torchrun")
     learned, held_out, left_out = _split(data, test, options)
-    reading = reading_of(student_renderer(teacher, options.backbone), [(one.prompt, one.responses) for one in learned])
-    student = build_student(teacher, backbone=options.backbone, reading=reading, seed=options.seed)
-    known = {"learn": _scored(teacher, learned, "teacher", progress), "held out": _scored(teacher, held_out, "teacher, held out", progress)}
-    lessons, dropped, cut = [], dict(left_out), 0
-    for one, rewards in zip(learned, known["learn"], strict=True):
-        rows = []
-        for response, reward in zip(one.responses, rewards, strict=True):
-            ids, truncated = encode(student.tokenizer, one.prompt, response)
-            cut += truncated
-            if reward is None or not ids:
-                dropped["responses that the teacher cannot score"] = dropped.get("responses that the teacher cannot score", 0) + 1
-            else:
-                rows.append((tuple(ids), reward))
-        if rows:
-            lessons.append(Lesson(tuple(ids for ids, _ in rows), tuple(reward for _, reward in rows)))
+    course = prepare_course(teacher, learned, backbone=options.backbone, seed=options.seed, progress=progress)
+    student, lessons = course.student, course.lessons
     _require(sum(len(lesson.rows) > 1 for lesson in lessons), "to learn from")
-    student.model.to(teacher.device)
-    pad = student.tokenizer.pad_token_id
-    taught = distil(
-        student.model,
-        lessons,
-        _settings(options, computes_bf16(teacher.device)),
-        pad_token_id=int(pad),
-        level_weight=options.level_weight,
-        report=lambda step, total: progress("student: steps", step, total),
-    )
+    known = scored(teacher, held_out, "teacher, held out", progress)
+    taught = _teach(teacher, course, options, progress)
     with written_whole(out) as folder:
         save_student(student, folder)
         found = ClassifierScorer(str(folder), device=str(teacher.device), max_length_tokens=student.max_length_tokens).score(held_out)
-        beside, other, difference = rank_agreement(known["held out"], found, resampling), None, None
+        beside, other, difference = rank_agreement(known, found, resampling), None, None
         if reseeded is not None:
-            again = _scored(reseeded, held_out, "re-seeded teacher", progress)
-            if again == known["held out"]:
+            again = scored(reseeded, held_out, "re-seeded teacher", progress)
+            if again == known:
                 raise ConfigError("the re-seeded teacher gives every held-out response the teacher's own reward: it is the same model. "
                                   "Train the recipe with another seed (--set seed=1 --output OTHER), or give --recipe")  # fmt: skip
-            other = rank_agreement(known["held out"], again, resampling)
-            difference = kendall_difference(known["held out"], found, again, resampling)
+            other = rank_agreement(known, again, resampling)
+            difference = kendall_difference(known, found, again, resampling)
         result = StudentExport(
             folder=out,
             architecture=type(student.model).__name__,
@@ -220,7 +203,8 @@ def export_student(
             from_teacher=student.from_teacher,
             parameters=sum(parameter.numel() for parameter in student.model.parameters()),
             max_length_tokens=student.max_length_tokens,
-            truncation_side=reading.truncation_side,
+            truncation_side=student.tokenizer.truncation_side,
+            routes=course.routes,
             options=options,
             learning_rate=options.peak_rate,
             epoch=taught.epoch,
@@ -228,8 +212,8 @@ def export_student(
             train_prompts=len(lessons),
             train_responses=sum(len(lesson.rows) for lesson in lessons),
             held_out_prompts=len(held_out),
-            dropped=dropped,
-            truncated=cut / max(1, sum(len(one.responses) for one in learned)),
+            dropped=left_out | ({UNSCORED: course.unscored} if course.unscored else {}),
+            truncated=course.cut / max(1, sum(len(one.responses) for one in learned)),
             student=beside,
             reseeded=other,
             difference=difference,
@@ -324,18 +308,36 @@ def _require(prompts: int, what: str) -> None:
         )
 
 
-def _scored(model: "RewardModel", candidates: Sequence[Candidates], what: str, progress: Callable[[str, int, int], None]) -> list[Rewards]:
-    scorer = ModelScorer(model)
-    found: list[Rewards] = []
-    for chunk in _chunks(candidates):
-        found += scorer.score(chunk)
-        progress(f"{what}: prompts", len(found), len(candidates))
-    return found
+def _teach(teacher: "RewardModel", course: "Course", options: StudentOptions, progress: Callable[[str, int, int], None]) -> "Distilled":
+    from dmoerm.training.distillation import distil
+    from dmoerm.training.pipeline import computes_bf16
+    from dmoerm.training.readouts import fit_readouts
 
+    routed, pad = course.student.routed, int(course.student.tokenizer.pad_token_id)
 
-def _chunks(candidates: Sequence[Candidates]) -> Iterator[Sequence[Candidates]]:
-    for start in range(0, len(candidates), PROMPTS_AT_ONCE):
-        yield candidates[start : start + PROMPTS_AT_ONCE]
+    def fit(lessons: Sequence["Lesson"]) -> None:
+        assert routed is not None
+        readouts = fit_readouts(
+            routed,
+            lessons,
+            router_TD=course.router_TD,
+            pad_token_id=pad,
+            level_weight=options.level_weight,
+            report=lambda done, total: progress("student: rows read", done, total),
+        )
+        routed.write(readouts)
+
+    if routed is not None:
+        routed.only_the_body_learns()
+    return distil(
+        course.student.model.to(teacher.device),
+        course.lessons,
+        _settings(options, computes_bf16(teacher.device)),
+        pad_token_id=pad,
+        level_weight=options.level_weight,
+        first=None if routed is None else fit,
+        report=lambda step, total: progress("student: steps", step, total),
+    )
 
 
 def _settings(options: StudentOptions, bf16: bool) -> "PhaseSettings":

@@ -1,19 +1,14 @@
 """The student of an export: one stock sequence classifier with one label, its first weights, and a tokenizer that needs no code of ours.
 
-The student starts as the body of the teacher's `general` task model (its adapter added into the weights), or as another backbone. What
-stands on top is what the family's stock class has there, so that `AutoModelForSequenceClassification` loads it:
+The student starts as the body of the teacher's `general` task model (its adapter added into the weights), or as another backbone. On top
+stands what the family's stock class has there, so that `AutoModelForSequenceClassification` loads it:
 
 - a decoder: a linear head without bias at the last token that is not padding;
-- BERT: the stock class reads [CLS] through a dense layer and a tanh, while sentence encoders such as MiniLM keep what they know in the
-  mean over all tokens. So one more layer is put on top that begins as that mean: its queries are zero (every token gets the same
-  attention), its values and outputs are the identity, its feed-forward part adds nothing. All of it goes on learning;
+- BERT: layers that route as the teacher does, see routed_bert.py;
 - ModernBERT: the mean, which its class offers;
 - other encoders: their own head, new.
 
-A stock tokenizer reads a row a little otherwise than a teacher. It cuts on one side only, so `reading_of` finds the side on which more
-of what the teacher sees is left. And it gives every token segment 0, where a BERT teacher reads responses as segment 1; as a response has
-mostly begun after some tens of tokens, the difference of the two segment vectors goes into the position vectors, weighed by how often a
-position lies in a response.
+A stock tokenizer cuts a row on one side only, so `reading_side` finds the side on which more of what the teacher sees is left.
 
 Nothing here trains: `training/distillation.py` does.
 """
@@ -31,19 +26,21 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
+    BertForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from dmoerm.data.frames import equal_template
-from dmoerm.data.rendering import Rendered, Renderer
+from dmoerm.data.frames import equal_template, frame_kind
+from dmoerm.data.rendering import Renderer
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.modeling.artifact import save_tokenizer
 from dmoerm.modeling.backbone import Backbone, load_tokenizer
 from dmoerm.modeling.peft_export import classifier_padding, plain_state
 from dmoerm.modeling.reward_model import RewardModel
+from dmoerm.modeling.routed_bert import CUT, RESPONSE, RoutedBert, routed_config, routed_tokens
 from dmoerm.records import Message
 from dmoerm.taxonomy import GENERAL
 
@@ -63,13 +60,6 @@ __all__ = [
 LABEL = "reward"
 """Name of the one label, as `pipeline("text-classification")` prints it."""
 
-MEAN_WEIGHT = 4.0
-"""Weight of the mean over tokens beside [CLS] itself, which the residual path of the added layer carries along."""
-
-POOLER_GAIN = 0.25
-"""Of BERT's pooler at the start: its tanh stays near linear for the values that come out of a layer norm."""
-
-
 Side = Literal["left", "right"]
 
 
@@ -79,12 +69,11 @@ class Reading:
 
     Attributes:
         truncation_side: where a stock tokenizer has to cut so that more of what the teacher sees is left.
-        response_share_T: by position, the share of rows of that length whose response has begun there, 0 to 1; empty where the teacher
-            does not tell segments apart.
+        characters_per_token: of prompts, above all of long ones; a template that cuts long prompts as the teacher does counts characters.
     """
 
     truncation_side: Side = "right"
-    response_share_T: tuple[float, ...] = ()
+    characters_per_token: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +85,14 @@ class Student:
         tokenizer: its chat template writes the whole row; it adds nothing by itself.
         backbone: name of what it was made from.
         from_teacher: it starts from the teacher's `general` task model, not from the bare backbone.
+        routed: the model as what writes its readouts; None for families that have one head.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     backbone: str
     from_teacher: bool
+    routed: RoutedBert | None
 
     @property
     def max_length_tokens(self) -> int:
@@ -122,58 +113,90 @@ def reading_of(renderer: Renderer, rows: Sequence[tuple[tuple[Message, ...], Seq
         rows: each prompt with its responses; prompts that cannot be rendered with all of them are passed over.
     """
     stock = stock_tokenizer(renderer.tokenizer, renderer.max_length_tokens, "right")
-    kept, rendered = {"right": 0, "left": 0}, []
+    kept = {"right": 0, "left": 0}
+    characters = {"long": 0, "all": 0}
+    tokens = {"long": 0, "all": 0}
     for prompt, responses in rows:
+        text = "".join(message.content for message in prompt)
+        length = len(stock(text, verbose=False)["input_ids"])
+        for kind in ("long", "all") if length > renderer.max_length_tokens / 2 else ("all",):
+            characters[kind] += len(text)
+            tokens[kind] += length
         try:
             found = renderer.render(prompt, responses)
         except DataError:
             continue
-        rendered += found
         for row, response in zip(found, responses, strict=True):
             if row.truncated_prompt or row.truncated_response:
                 whole, seen = _whole(stock, prompt, response), Counter(row.input_ids)
                 kept["right"] += (Counter(whole[: renderer.max_length_tokens]) & seen).total()
                 kept["left"] += (Counter(whole[-renderer.max_length_tokens :]) & seen).total()
-    side: Side = "left" if kept["left"] > kept["right"] else "right"
-    return Reading(side, _response_share(rendered))
+    kind = "long" if tokens["long"] else "all"
+    return Reading("left" if kept["left"] > kept["right"] else "right", characters[kind] / max(tokens[kind], 1) or 4.0)
 
 
-def build_student(teacher: RewardModel, *, backbone: str | None = None, reading: Reading | None = None, seed: int = 0) -> Student:
+def build_student(
+    teacher: RewardModel, *, backbone: str | None = None, reading: Reading | None = None, routes: int = 1, seed: int = 0
+) -> Student:
     """A student that has not learned yet.
 
     Args:
         teacher: gives the token budget and, unless `backbone` is named, the body and its weights.
         backbone: folder or Hub id of another pretrained model.
-        reading: how the teacher reads the rows to learn from; None: cut on the right, segments as the stock class has them.
+        reading: how the teacher reads the rows to learn from.
+        routes: categories that a routed student tells apart.
         seed: of weights that no checkpoint has.
 
     Raises:
-        ConfigError: transformers has no such classifier for the family, or the tokenizer cannot pad for one.
+        ConfigError: transformers has no such classifier for the family, or the tokenizer cannot serve one.
     """
-    reading, renderer = reading or Reading(), student_renderer(teacher, backbone)
-    budget = renderer.max_length_tokens
+    renderer = student_renderer(teacher, backbone)
     if backbone is None:
         own = teacher.own_backbones.get(GENERAL)
         body = own or teacher.backbone
         state = _merged(body, None if own else GENERAL)
-        _fold_segments(state, reading.response_share_T)
     else:
         body = Backbone.load(backbone)
-        state = plain_state(body)
+        state = _merged(body, None)
     config = _config(body, renderer)
+    is_bert = config.model_type == "bert"
+    positions = getattr(config, "max_position_embeddings", None) or renderer.max_length_tokens
+    budget = min(renderer.max_length_tokens, int(positions))
+    reading = reading or Reading()
+    # A routed student's template cuts long prompts itself, so that what is still too long is the end of a response.
+    side: Side = "right" if is_bert else reading.truncation_side
+    tokenizer = stock_tokenizer(renderer.tokenizer, budget, side, routed_characters=reading.characters_per_token if is_bert else None)
+    if is_bert:
+        routed_config(config, routes, len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _classifier(config, body.name)
-    _load_body(model, state, body)
-    positions = getattr(config, "max_position_embeddings", None) or budget
-    tokenizer = stock_tokenizer(renderer.tokenizer, min(budget, int(positions)), reading.truncation_side)
-    return Student(model.eval(), tokenizer, body.name, backbone is None)
+        model = _classifier(config, body.name).eval()
+    routed = None
+    if isinstance(model, BertForSequenceClassification):
+        special = [tokenizer.cls_token, tokenizer.sep_token, CUT, RESPONSE]
+        ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in special]
+        routed = RoutedBert(model, state, ids, budget=budget, first_token=body.pooling == "first")
+    else:
+        _load_body(model, state, body)
+    return Student(model, tokenizer, body.name, backbone is None, routed)
 
 
-def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int, truncation_side: Side) -> PreTrainedTokenizerFast:
+def stock_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, max_length_tokens: int, truncation_side: Side, *, routed_characters: float | None = None
+) -> PreTrainedTokenizerFast:
     """A tokenizer of the same vocabulary whose chat template writes every special token, and that adds none of its own.
 
-    So a text gets the same ids whether a tool asks for special tokens or not (`pipeline` does, TRL does not). It pads on the right.
+    So a text gets the same ids whether a tool asks for special tokens or not (`pipeline` does, TRL does not). It pads on the right. For a
+    routed student the template also writes the student's own tokens, and takes the middle out of long prompts as the teacher does.
+
+    Args:
+        tokenizer: of the backbone.
+        max_length_tokens: of a row.
+        truncation_side: where a caller that truncates loses tokens.
+        routed_characters: it is for a routed student, whose prompts have so many characters a token.
+
+    Raises:
+        ConfigError: it is for a routed student and has a chat template of its own, which does not say where the response begins.
     """
     core = json.loads(tokenizer.backend_tokenizer.to_str())  # a Renderer takes fast tokenizers only
     stock = PreTrainedTokenizerFast(
@@ -184,7 +207,15 @@ def stock_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length_tokens: int, 
         padding_side="right",
         truncation_side=truncation_side,
     )
-    stock.chat_template = equal_template(tokenizer)
+    if routed_characters is not None:
+        if frame_kind(tokenizer) != "encoder":
+            raise ConfigError("a BERT with a chat template of its own cannot be made a student. Name another --student-backbone")
+        routed_tokens(stock)
+        stock.chat_template = equal_template(
+            tokenizer, start=CUT, separator=RESPONSE, room=round((max_length_tokens - 4) * routed_characters)
+        )
+    else:
+        stock.chat_template = equal_template(tokenizer)
     return stock
 
 
@@ -225,28 +256,6 @@ def final_linear(model: nn.Module) -> nn.Linear:
 # --- from backbone to classifier ----------------------------------------------------------------------------------------------------
 
 
-def _response_share(rows: Sequence[Rendered]) -> tuple[float, ...]:
-    if not rows or rows[0].token_type_ids is None:
-        return ()
-    kinds = [row.token_type_ids or () for row in rows]
-    share, found = 0.0, []
-    for position in range(max(map(len, kinds))):
-        here = [kind[position] for kind in kinds if len(kind) > position]
-        share = sum(here) / len(here)
-        found.append(share)
-    return tuple(found)
-
-
-def _fold_segments(state: dict[str, Tensor], share_T: Sequence[float]) -> None:
-    """Add to each position vector what segments add there on average in the rows of the teacher; past the longest row as at its end."""
-    positions, segments = "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"
-    if not share_T or positions not in state or state.get(segments, torch.zeros(1, 1)).shape[0] < 2:
-        return
-    count = state[positions].shape[0]
-    weights_T = torch.tensor([*share_T, *[share_T[-1]] * count][:count])
-    state[positions] = state[positions] + weights_T[:, None] * (state[segments][1] - state[segments][0])
-
-
 def _merged(body: Backbone, task: str | None) -> dict[str, Tensor]:
     """The weights of a backbone with one task adapter added into them."""
     state = {name: value.detach().cpu().float() for name, value in plain_state(body).items()}
@@ -266,8 +275,6 @@ def _config(body: Backbone, renderer: Renderer) -> PreTrainedConfig:
         config.pad_token_id = classifier_padding(renderer, config.vocab_size)
     if config.model_type == "modernbert":
         config.classifier_pooling = "mean"
-    if config.model_type == "bert":
-        config.num_hidden_layers += 1
     return config
 
 
@@ -293,28 +300,9 @@ def _load_body(model: PreTrainedModel, state: dict[str, Tensor], body: Backbone)
         missing, foreign = base.load_state_dict(state, strict=False)
     except RuntimeError as error:  # a shape
         raise ConfigError(f"backbone {body.name}: {str(error).splitlines()[-1].strip()}. Name another --student-backbone") from error
-    added = f"encoder.layer.{len(body.layers)}." if model.config.model_type == "bert" else "pooler."
-    left = [name for name in missing if not name.startswith(("pooler.", added))]
+    left = [name for name in missing if not name.startswith("pooler.")]
     if left or foreign:
         raise ConfigError(
             f"backbone {body.name}: {type(model).__name__} is not this backbone with a head (differing: {[*left, *foreign][:3]}). "
             "Name another --student-backbone"
         )
-    if model.config.model_type == "bert":
-        _mean_layer(base)
-
-
-@torch.no_grad()
-def _mean_layer(base: Any) -> None:
-    """Make the top layer of a BERT the mean over its tokens, read at [CLS], and its pooler nearly the identity."""
-    top, below = base.encoder.layer[-1], base.encoder.layer[-2]
-    attention, output = top.attention.self, top.attention.output
-    eye_DD = torch.eye(base.config.hidden_size)
-    attention.key.load_state_dict(below.attention.self.key.state_dict())  # not zero as well: nothing would learn then
-    for linear, weight_DD in ((attention.query, 0 * eye_DD), (attention.value, eye_DD), (output.dense, MEAN_WEIGHT * eye_DD)):
-        linear.weight.copy_(weight_DD)
-        linear.bias.zero_()
-    top.output.dense.weight.zero_()
-    top.output.dense.bias.zero_()
-    base.pooler.dense.weight.copy_(POOLER_GAIN * eye_DD)
-    base.pooler.dense.bias.zero_()

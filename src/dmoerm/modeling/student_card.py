@@ -84,9 +84,17 @@ def _taught(figures: Mapping[str, Any]) -> list[str]:
     base = card_base(figures["backbone"])
     name = figures["backbone"] if base else Path(figures["backbone"]).name
     kept = f"; the state after epoch {figures['epoch']} was kept, nearest to the teacher on other prompts" if figures["errors"] else ""
+    routed: list[str] = []
+    if figures.get("routes"):
+        routed = [
+            "Some of its layers are written and not trained: they find where the response begins, and route within the forward pass",
+            f"between {', '.join(figures['routes'])}. So do not fine-tune it as a whole, and run it in float32.",
+            "",
+        ]
     return [
         "## How it was taught",
         "",
+        *routed,
         f"From {name}, {start}, on the teacher's rewards of {figures['train_responses']:,} responses to",
         f"{figures['train_prompts']:,} prompts; no label was read. Loss: squared error of reward differences within a prompt, and",
         f"{options['level_weight']:g} times that of the prompt's mean. {options['epochs']} epochs, peak learning rate",

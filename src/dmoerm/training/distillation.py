@@ -27,16 +27,12 @@ from transformers import PreTrainedModel
 from dmoerm.errors import DataError, TrainingError
 from dmoerm.modeling.batching import token_batches
 from dmoerm.modeling.student import final_linear
+from dmoerm.training.least_squares import equations_of, fit_linear
+from dmoerm.training.lessons import Lesson
 from dmoerm.training.rows import to_device
 from dmoerm.training.trainer import PhaseSettings, train_classifier
 
-__all__ = ["Distilled", "Lesson", "distil", "distillation_loss", "within_variance"]
-
-MOST_RESPONSES = 8
-"""Responses of a prompt that are compared in one batch; a prompt with more becomes several lessons."""
-
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Strengths tried, as a share of the mean squared feature."""
+__all__ = ["Distilled", "distil", "distillation_loss", "within_variance"]
 
 TUNING = 10
 """Every tenth prompt with several responses chooses the epoch."""
@@ -45,19 +41,6 @@ LEAST_TUNING = 8
 """Fewer such prompts choose nothing: everything is learned from, and the last epoch stays."""
 
 MAX_TOKENS = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """The responses to one prompt: their ids, and what the teacher says of each."""
-
-    rows: tuple[tuple[int, ...], ...]
-    rewards: tuple[float, ...]
-
-    def parts(self) -> "list[Lesson]":
-        """Itself, or lessons of at most `MOST_RESPONSES`, about equally many each."""
-        count = -(-len(self.rows) // MOST_RESPONSES)
-        return [Lesson(self.rows[part::count], self.rewards[part::count]) for part in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +102,7 @@ def distil(
     *,
     pad_token_id: int,
     level_weight: float = 0.1,
+    first: Callable[[Sequence[Lesson]], None] | None = None,
     report: Callable[[int, int], None] = lambda step, total: None,
 ) -> Distilled:
     """Teach a student, in place; it is on its device and stays there.
@@ -129,6 +113,7 @@ def distil(
         settings: `comparisons_per_batch` counts prompts.
         pad_token_id: fills rows.
         level_weight: as for `distillation_loss`.
+        first: fits what has a closed form to the lessons it is given; None: the last linear layer.
         report: called with (step, steps in all).
 
     Raises:
@@ -136,9 +121,14 @@ def distil(
         TrainingError: a loss is not finite, or memory runs out.
     """
     scale = within_variance(lessons)
+    fit = first or (lambda lessons: _fit_head(model, lessons, pad_token_id, level_weight))
+    if settings.epochs == 0:
+        fit(lessons)
+        return Distilled(0, ())
     learned, tuning = _divided(lessons)
     parts = [part for lesson in learned for part in lesson.parts()]
-    _fit_head(model, learned, pad_token_id, level_weight)
+    fit(learned)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kept = {dropout: dropout.p for dropout in model.modules() if isinstance(dropout, nn.Dropout)}
     for dropout in kept:
         dropout.p = 0.0
@@ -148,7 +138,7 @@ def distil(
             module = _Module(model, scale, level_weight)
             train_classifier(
                 module,
-                module.parameters(),
+                parameters,
                 len(parts),
                 lambda numbers: _batch([parts[number] for number in numbers], pad_token_id),
                 settings,
@@ -160,6 +150,8 @@ def distil(
         for dropout, probability in kept.items():
             dropout.p = probability
     model.eval()
+    if found.errors and found.epoch == 0:  # now from all lessons
+        fit(lessons)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TrainingError(f"{name} of the student is not finite after training; lower --learning-rate")
@@ -267,16 +259,9 @@ def _fit_head(model: PreTrainedModel, lessons: Sequence[Lesson], pad_token_id: i
     head = final_linear(model)
     rows = [row for lesson in lessons for row in lesson.rows]
     features_BD = _features(model, head, rows, pad_token_id)
-    equations = _equations(lessons, features_BD, level_weight, head.bias is not None)
-    tuning = [number % 5 == 4 for number in range(len(lessons))]
-    if sum(tuning) < 5:
-        ridge = 1e-1
-    else:
-        fitted, held = (
-            torch.cat([equation for equation, tuned in zip(equations, tuning, strict=True) if tuned == side]) for side in (False, True)
-        )
-        ridge = min(RIDGES, key=lambda strength: _squared_error(held, _solve(fitted, strength, head.bias is not None)))
-    solution = _solve(torch.cat(equations), ridge, head.bias is not None)
+    rewards_B1 = torch.tensor([reward for lesson in lessons for reward in lesson.rewards], dtype=torch.float64)[:, None]
+    equations = equations_of(features_BD, rewards_B1, [len(lesson.rows) for lesson in lessons], level_weight)
+    solution = fit_linear(equations, 1, with_bias=head.bias is not None)[:, 0]
     with torch.no_grad():
         width = head.in_features
         head.weight.copy_(solution[:width].to(head.weight)[None])
@@ -303,31 +288,3 @@ def _features(model: PreTrainedModel, head: nn.Linear, rows: Sequence[Sequence[i
     finally:
         handle.remove()
     return found
-
-
-def _equations(lessons: Sequence[Lesson], features_BD: Tensor, level_weight: float, with_bias: bool) -> list[Tensor]:
-    """For each lesson the rows of a least-squares problem that is the loss of a linear head; columns D (+ 1 for a bias) and the target."""
-    found, first = [], 0
-    for lesson in lessons:
-        size = len(lesson.rows)
-        target_B = torch.tensor(lesson.rewards, dtype=torch.float64)
-        block = torch.cat([features_BD[first : first + size], torch.ones(size, int(with_bias)), target_B[:, None]], 1)
-        mean = block.mean(0, keepdim=True)
-        within = (block - mean) / max(size - 1, 1) ** 0.5
-        found.append(torch.cat([within, level_weight**0.5 * mean]))
-        first += size
-    return found
-
-
-def _solve(equations: Tensor, ridge: float, with_bias: bool) -> Tensor:
-    x, y = equations[:, :-1], equations[:, -1]
-    gram = x.T @ x
-    width = gram.shape[0] - int(with_bias)
-    penalty = torch.full((gram.shape[0],), ridge * float(gram.diagonal()[:width].mean()), dtype=gram.dtype)
-    penalty[width:] = 1e-9
-    solution: Tensor = torch.linalg.solve(gram + torch.diag(penalty), x.T @ y)
-    return solution
-
-
-def _squared_error(equations: Tensor, solution: Tensor) -> float:
-    return float(((equations[:, :-1] @ solution - equations[:, -1]) ** 2).mean())
