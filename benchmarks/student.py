@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value of the recipe, JSON values")
     parser.add_argument("--responses", type=int, default=8, help="a prompt, to learn from")
     parser.add_argument("--test-responses", type=int, default=16, help="a prompt, to measure on")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, help="default: that of dmoerm export")
     parser.add_argument("--learning-rate", type=float, help="default: that of dmoerm export")
     parser.add_argument("--limit", type=int, help="pools of each kind, to see that it works")
     parser.add_argument("--output", type=Path, nargs="?", const=RESULTS, help="write student.md and .json there (default results/)")
@@ -134,7 +134,7 @@ def main() -> None:
             "",
             f"Date {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
             f"transformers {transformers.__version__}. Recipe {recipe_hash(recipe)}; {made.train_prompts} prompts with "
-            f"{made.train_responses:,} responses, {args.epochs} epochs at {made.learning_rate:g} ({made.epoch} kept), {minutes:.0f} "
+            f"{made.train_responses:,} responses, {made.epochs} epochs at {made.learning_rate:g} ({made.epoch} kept), {minutes:.0f} "
             f"minutes with all scoring; {made.parameters / 1e6:.1f} M parameters.",
             "",
             "```text",

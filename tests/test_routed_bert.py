@@ -134,6 +134,19 @@ def test_the_reward_is_the_formula_of_what_the_body_gives(routes, first_token):
     assert torch.allclose(found, expected, atol=0.05)
 
 
+def test_sixteen_bits_move_rewards_little():
+    student = routed(body())
+    student.write(some_readouts(student.body_size, 3))
+    ids, mask = batch(*(stock([10 + k, 11, 40 + k], [20 + k, 60, 61 + k]) for k in range(20)))
+    with torch.no_grad():
+        exact = student.model(input_ids=ids, attention_mask=mask).logits[:, 0]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = student.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+        half = copy.deepcopy(student.model).half()(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+    assert float((mixed - exact).std() / exact.std()) < 0.15
+    assert float((half - exact).std() / exact.std()) < 0.02
+
+
 def test_the_gates_choose_by_the_prompt_and_the_reward_is_that_of_the_chosen_route():
     """Two prompts with sharp gates: each response is worth what its prompt's route says, by hand from the features."""
     student = routed(body(), 2)

@@ -19,7 +19,7 @@ from dmoerm.evaluation.student_export import StudentOptions, export_student, rea
 from dmoerm.modeling.routed_bert import CUT, RESPONSE
 from dmoerm.records import Message
 
-QUICK = StudentOptions(epochs=6, learning_rate=1e-3, held_out_fraction=0.3)
+QUICK = StudentOptions(epochs=3, learning_rate=1e-3, held_out_fraction=0.3)
 
 ALONE = """
 import json, sys
@@ -142,11 +142,68 @@ def test_bert_starts_as_the_teachers_general_task_model(tiny_encoder_folder):
     ids = torch.tensor([encode(student.tokenizer, prompt, "a good answer")[0]])
     _, pooled = student.routed.features(ids, torch.ones_like(ids))
     batch = {"input_ids": torch.tensor([row.input_ids]), "token_type_ids": torch.tensor([row.token_type_ids])}
-    adapted, bare = (
-        teacher.backbone.pooled({**batch, "attention_mask": batch["input_ids"] > 0}, task=task)[0, 0] for task in ("general", None)
-    )
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    with torch.no_grad():
+        adapted, bare = (teacher.backbone.pooled(batch, task=task)[0, 0] for task in ("general", None))
     distance = lambda other: float(((pooled[0] - pooled.mean()) - (other - other.mean())).norm() / other.norm())  # noqa: E731
     assert distance(adapted) < 0.05 < distance(bare)
+
+
+def test_a_teacher_that_adapts_nothing_is_followed_through_its_routes_without_training(tiny_encoder_folder, tmp_path):
+    """Heads by category on one body: what a student that routes can be, and one with a single head cannot."""
+    import torch
+
+    teacher = random_model(str(tiny_encoder_folder), full=False)
+    for name, parameter in teacher.backbone.named_parameters():
+        if name.endswith("b_KOR"):
+            parameter.data.zero_()
+    for inner in teacher.inner.values():
+        inner.aggregator.outer_SH.data.zero_()
+    draw = random.Random(3)
+    text = lambda words, size: " ".join(draw.choices(words, k=size))  # noqa: E731
+    kinds = [WORDS[:12] if number % 2 else WORDS[200:212] for number in range(160)]
+    data = [
+        Candidates((Message("user", text(words, 8)),), tuple(text(WORDS[:300], draw.randint(3, 9)) for _ in range(8))) for words in kinds
+    ]
+    router = teacher.router
+    router.finetuned, router.general_below = False, 0.0
+    with torch.no_grad():
+        vectors = teacher.prompt_vectors([one.prompt for one in data])
+    apart = vectors[1::2].mean(0) - vectors[::2].mean(0)
+    router.mean_D.copy_(vectors.mean(0))
+    router.std_D.fill_(1.0)
+    router.bias_T.zero_()
+    router.weight_TD.copy_(torch.stack([apart, -apart]) * 10 / apart.square().sum())
+    found = export_student(teacher, tmp_path / "out", data)
+    assert sorted(found.routes) == ["chitchat", "objective_qa"]
+    assert (found.epochs, found.errors) == (0, ())
+    assert found.student.kendall.low > 0.8
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "no weight of the body was trained" in card
+    assert f"between {', '.join(found.routes)}" in card
+
+
+def test_the_template_of_a_routed_student_takes_the_middle_out_of_a_long_prompt(tiny_encoder_folder):
+    """By the rule of rendering.py in characters: half of the room, or what the response leaves; the longest message, its middle."""
+    from dmoerm.modeling.student import stock_tokenizer
+
+    base = random_model(str(tiny_encoder_folder), full=False).renderer.tokenizer
+    tokenizer = stock_tokenizer(base, 104, "right", routed_characters=1.0)  # a room of 100 characters
+
+    def prompt_of(messages, response):
+        text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+        assert text.startswith(f"[CLS]{CUT}")
+        return text.removeprefix(f"[CLS]{CUT}").split(RESPONSE)[0]
+
+    long = {"role": "user", "content": "a" * 60 + "b" * 60}
+    assert prompt_of([long], "c" * 200) == "a" * 25 + "b" * 25  # half of the room
+    assert prompt_of([long], "c" * 30) == "a" * 35 + "b" * 35  # what the response leaves
+    assert prompt_of([{"role": "user", "content": "a" * 50}], "c" * 200) == "a" * 50
+    turns = [{"role": "user", "content": "x" * 9}, {"role": "assistant", "content": "y"}, long]
+    assert prompt_of(turns, "c" * 200) == f"user: {'x' * 9}\nassistant: y\nuser: {'a' * 20}{'b' * 20}"
+    assert (
+        prompt_of([{"role": "system", "content": "s" * 70}, long], "c" * 90) == f"system: {'s' * 70}\nuser: {'a' * 20}{'b' * 20}"
+    )  # 40 stay
 
 
 def test_how_the_teacher_reads_decides_where_a_stock_tokenizer_cuts(tiny_encoder_folder):

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", type=Path, nargs="+", help="seqcls: prompts with responses to learn from, as for score")
     parser.add_argument("--test", metavar="FILE", type=Path, nargs="+", help="seqcls: prompts to measure on, instead of a share of --data")
     parser.add_argument("--student-backbone", metavar="NAME", help="seqcls: start from this model; default: from the teacher's own")
-    parser.add_argument("--epochs", metavar="N", type=int, help="seqcls: passes over the prompts, 0: only fit the top; default 5")
+    parser.add_argument("--epochs", metavar="N", type=int, help="seqcls: passes over the prompts, 0: only fit the top; default 5, BERT 0")
     parser.add_argument("--learning-rate", metavar="X", type=float, help="seqcls: peak; default 1e-5, with --student-backbone 5e-5")
     parser.add_argument("--held-out-fraction", metavar="X", type=float, help="seqcls: share of the prompts to measure on; default 0.2")
     parser.add_argument("--seed", metavar="N", type=int, help="seqcls: of split, new weights and order; default 0")
@@ -130,7 +130,7 @@ def _to_seqcls(args: argparse.Namespace) -> int:
     if export.routes:
         print(f"routes: {', '.join(export.routes)}")
     if export.errors:
-        of = f"of {export.options.epochs}" if export.epoch else "(what was fitted in closed form alone)"
+        of = f"of {export.epochs}" if export.epoch else "(what was fitted in closed form alone)"
         print(f"kept: the state after epoch {export.epoch} {of}, nearest to the teacher on prompts not learned from")
     print(f"How to use it: {args.out / 'README.md'}")
     return DONE

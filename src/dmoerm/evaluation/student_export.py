@@ -31,6 +31,7 @@ from dmoerm.records import Message, prompt_hash
 if TYPE_CHECKING:
     from dmoerm.evaluation.student_course import Course
     from dmoerm.modeling.reward_model import RewardModel
+    from dmoerm.modeling.student import Student
     from dmoerm.training.distillation import Distilled
     from dmoerm.training.lessons import Lesson
     from dmoerm.training.trainer import PhaseSettings
@@ -51,7 +52,8 @@ class StudentOptions:
 
     Attributes:
         backbone: another pretrained model; None is the teacher's, as its `general` task model left it.
-        epochs: passes over the prompts.
+        epochs: passes over the prompts; 0 trains nothing and leaves what is fitted in closed form. None: 0 for a student that routes, 5 for
+            others.
         learning_rate: of AdamW, peak; it falls to 0. None: 1e-5 where the student starts from the teacher's body, 5e-5 from another.
         prompts_per_batch: prompts whose responses make a batch.
         level_weight: see `training.distillation.distillation_loss`.
@@ -60,7 +62,7 @@ class StudentOptions:
     """
 
     backbone: str | None = None
-    epochs: int = 5
+    epochs: int | None = None
     learning_rate: float | None = None
     prompts_per_batch: int = 8
     level_weight: float = 0.1
@@ -94,6 +96,7 @@ class StudentExport:
         truncation_side: where its tokenizer cuts: the side that leaves more of what the teacher sees.
         routes: categories that it tells apart, the most frequent first; empty for a student with one head.
         options: how it was taught.
+        epochs: passes over the prompts; 0: only what has a closed form was fitted.
         learning_rate: its peak.
         epoch, errors: which pass was kept and why; see `training.distillation.Distilled`.
         train_prompts: prompts it learned from, with `train_responses` responses.
@@ -114,6 +117,7 @@ class StudentExport:
     truncation_side: str
     routes: tuple[str, ...]
     options: StudentOptions
+    epochs: int
     learning_rate: float
     epoch: int
     errors: tuple[float, ...]
@@ -180,11 +184,13 @@ def export_student(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a student is taught in one process; start dmoerm without accelerate launch or torchrun")
     learned, held_out, left_out = _split(data, test, options)
+    _require(sum(len(one.responses) > 1 for one in learned), "to learn from")
     course = prepare_course(teacher, learned, backbone=options.backbone, seed=options.seed, progress=progress)
     student, lessons = course.student, course.lessons
     _require(sum(len(lesson.rows) > 1 for lesson in lessons), "to learn from")
     known = scored(teacher, held_out, "teacher, held out", progress)
-    taught = _teach(teacher, course, options, progress)
+    settings = _settings(options, student, teacher)
+    taught = _teach(teacher, course, options, settings, progress)
     with written_whole(out) as folder:
         save_student(student, folder)
         found = ClassifierScorer(str(folder), device=str(teacher.device), max_length_tokens=student.max_length_tokens).score(held_out)
@@ -206,6 +212,7 @@ def export_student(
             truncation_side=student.tokenizer.truncation_side,
             routes=course.routes,
             options=options,
+            epochs=settings.epochs,
             learning_rate=options.peak_rate,
             epoch=taught.epoch,
             errors=taught.errors,
@@ -308,9 +315,14 @@ def _require(prompts: int, what: str) -> None:
         )
 
 
-def _teach(teacher: "RewardModel", course: "Course", options: StudentOptions, progress: Callable[[str, int, int], None]) -> "Distilled":
+def _teach(
+    teacher: "RewardModel",
+    course: "Course",
+    options: StudentOptions,
+    settings: "PhaseSettings",
+    progress: Callable[[str, int, int], None],
+) -> "Distilled":
     from dmoerm.training.distillation import distil
-    from dmoerm.training.pipeline import computes_bf16
     from dmoerm.training.readouts import fit_readouts
 
     routed, pad = course.student.routed, int(course.student.tokenizer.pad_token_id)
@@ -332,7 +344,7 @@ def _teach(teacher: "RewardModel", course: "Course", options: StudentOptions, pr
     return distil(
         course.student.model.to(teacher.device),
         course.lessons,
-        _settings(options, computes_bf16(teacher.device)),
+        settings,
         pad_token_id=pad,
         level_weight=options.level_weight,
         first=None if routed is None else fit,
@@ -340,16 +352,17 @@ def _teach(teacher: "RewardModel", course: "Course", options: StudentOptions, pr
     )
 
 
-def _settings(options: StudentOptions, bf16: bool) -> "PhaseSettings":
+def _settings(options: StudentOptions, student: "Student", teacher: "RewardModel") -> "PhaseSettings":
+    from dmoerm.training.pipeline import computes_bf16
     from dmoerm.training.trainer import PhaseSettings
 
     return PhaseSettings(
         learning_rate=options.peak_rate,
-        epochs=options.epochs,
+        epochs=(5 if student.routed is None else 0) if options.epochs is None else options.epochs,
         comparisons_per_batch=options.prompts_per_batch,
         weight_decay=0.01,
         warmup_fraction=0.1,
         gradient_accumulation_steps=1,
         seed=options.seed,
-        bf16=bf16,
+        bf16=computes_bf16(teacher.device),
     )

@@ -18,8 +18,9 @@ head has a few dimensions more than the body's, by which it can be told not to s
 A row is `[CLS] [cut] prompt [response] response [SEP]`. [response] has the vector of [SEP], whose place it takes. [cut] is the closing
 [SEP] of a row that has lost its own to a tokenizer that cuts on the right; in rows that end with [SEP] nothing sees it.
 
-What is not exact: the mean that a layer norm takes over more numbers than the body's (a few thousandths of a number), and saturated
-GELUs. tests/test_routed_bert.py compares with the body and with the formula.
+What is not exact: the mean that a layer norm takes over more numbers than the body's (a few thousandths of a number). Nothing large is
+computed that has to cancel, so sixteen bits do as well, but for the edge of the segments.
+tests/test_routed_bert.py compares with the body and with the formula.
 
 Shapes: D width of the body, W width of the student, C routes, B rows, L tokens.
 """
@@ -52,26 +53,28 @@ SHARP = 40.0
 FAR = 200.0
 """Logits by which what must not be seen is out of sight."""
 
-STEP = 300.0
+STEP = 80.0
 """Slope of units that turn a mark into on or off."""
 
 HEIGHT = 10.0
 """What such a unit gives when on, in its activation's linear part."""
 
-RENEWING = 4e4
+RENEWING = 1e4
 """Slope of the units that renew the mark of the first token."""
 
-FILLER = 200.0
-"""A number beside which the body's vanish: it makes the layer norms of the top two layers constant factors."""
+FILLED = 20.0
+"""By what the layer norm of the layer that reads divides: a filler beside which the body's numbers vanish makes it a constant."""
 
-OFFSET, SPAN, SMALL = 20.0, 10.0, 0.003
-"""Rewards and gates from −1 to 1 pass an activation as OFFSET ± SPAN, in its linear part, and are written `SMALL` times that."""
+APART = 40.0
+"""Logits between the tokens that speak for routes and the others."""
+
+SMALL = 0.1
+"""Scale of rewards and gates, from −1 to 1, beside the filler in the layer that mixes."""
+
+UNITS_OF_ROUTE = 5
 
 OUT, POOLED = 0.3, 0.3
 """Scale of the mixed reward in its channel, and before the pooler's tanh: small enough for it to be near linear."""
-
-ROOM = 1.5
-"""A route's rewards and gates may reach this much further than the given range before an activation bends them."""
 
 ACTIVATIONS = frozenset({"gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu"})
 
@@ -80,7 +83,7 @@ TABLES = ("word", "position", "token_type")
 BODY_CHANNELS = (
     *("one", "place", "start", "first", "cut", "response", "closing"),  # of a word or a position
     *("behind", "closed", "hidden", "later"),  # found by the first layer
-    *("filler", "key", "value", "mixed"),  # of the top
+    *("filler", "slot", "key", "value", "mixed"),  # of the top
 )
 
 
@@ -94,7 +97,7 @@ class Readouts:
     Attributes:
         reward_CD, reward_bias_C: a reward for each route, in the teacher's unit.
         gate_prompt_CD, gate_row_CD, gate_bias_C: log-odds of the routes.
-        reward_range: lowest and highest reward of a route that must come out as it is.
+        reward_range: lowest and highest reward of a route, for scale; the pooler's tanh bends what lies several times as far out.
         gate_range: likewise of the gates.
     """
 
@@ -134,7 +137,7 @@ def routed_config(config: PreTrainedConfig, routes: int, vocabulary: int) -> Pre
     wide = next(w for w in range(8 * (head // 8 + 1), 10**6, 8) if (w - head) * heads >= 2 * channels and w >= 2 * routes)
     config.hidden_size = heads * wide
     config.num_hidden_layers += 3
-    config.intermediate_size = max(-(-(config.intermediate_size + 2) // 8) * 8, 2 * routes)
+    config.intermediate_size = max(-(-(config.intermediate_size + 2) // 8) * 8, UNITS_OF_ROUTE * routes)
     config.vocab_size = max(config.vocab_size, vocabulary)
     config.dmoerm_body_size, config.dmoerm_routes = width, routes
     return config
@@ -223,7 +226,7 @@ class RoutedBert:
     @torch.no_grad()
     def write(self, readouts: Readouts) -> None:
         """Set the two top layers, the pooler and the head."""
-        rewards, gates = _Scale(readouts.reward_range, least=1e-6), _Scale(readouts.gate_range, least=2 * FAR / SPAN)
+        rewards, gates = _Scale(readouts.reward_range), _Scale(readouts.gate_range)
         reader, mixer = self._layers[-2:]
         for layer in (reader, mixer):
             for linear in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value, layer.attention.output.dense,
@@ -234,27 +237,34 @@ class RoutedBert:
         hide = FAR * self._root / UNIT
         self._ask(attention, 0, -hide * (self._read("later") + self._read("cut")))
         self._ask(attention, 1, -hide * (self._read("one") - self._read("start") if self._first_token else self._read("hidden")))
-        norm = FILLER * math.sqrt(2 / self._width)  # of the layer norm that the filler decides
-        out.bias += FILLER * self._write("filler")
+        out.bias += FILLED * math.sqrt(self._width / 2) * self._write("filler")
+        inner, outer = reader.intermediate.dense, reader.output.dense
         for route in range(self._routes):
             prompt, reward, gate = route, self._wide + route, self._wide + self._routes + route
             attention.value.weight[prompt, : self._body] = readouts.gate_prompt_CD[route] / gates.half
             attention.value.weight[gate, : self._body] = readouts.gate_row_CD[route] / gates.half
             attention.value.weight[reward, : self._body] = readouts.reward_CD[route] / rewards.half
+            # Biases go to values and not to their mean: so nothing large is rounded before it cancels.
+            attention.value.bias[gate] = gates.within(float(readouts.gate_bias_C[route]))
+            attention.value.bias[reward] = rewards.within(float(readouts.reward_bias_C[route]))
             out.weight[:, prompt] = out.weight[:, gate] = self._write(f"gate {route}")
             out.weight[:, reward] = self._write(f"reward {route}")
-            out.bias += rewards.within(float(readouts.reward_bias_C[route])) * self._write(f"reward {route}")
-            out.bias += gates.within(float(readouts.gate_bias_C[route])) * self._write(f"gate {route}")
-            for unit, source, target in ((2 * route, "reward", "value"), (2 * route + 1, "gate", "key")):
-                # 0 at the route's own token, far below at all others; [CLS], where ones may have been scaled away, says itself who it is.
-                elsewhere = 2 * FAR * norm / UNIT * (self._read(f"slot {route}") - self._read("one") - 2 * self._read("first"))
-                reader.intermediate.dense.weight[unit] = SPAN * norm * self._read(f"{source} {route}") + elsewhere
-                reader.intermediate.dense.bias[unit] = OFFSET
-                reader.output.dense.weight[:, unit] = SMALL * self._write(target)
-        self._ask(mixer.attention.self, 0, self._root * gates.half / (SPAN * SMALL) * self._read("key"))
-        mixer.attention.self.value.weight[0] = self._read("value")
-        mixer.attention.output.dense.weight[:, 0] = OUT / (SPAN * SMALL) * self._write("mixed")
-        mixer.attention.output.dense.bias += -OUT * OFFSET / SPAN * self._write("mixed")
+            # 0 at the route's own token, far below at all others; [CLS], where ones may have been scaled away, says itself who it is.
+            elsewhere = 2 * FAR * FILLED / UNIT * (self._read(f"slot {route}") - self._read("one") - 2 * self._read("first"))
+            for unit, source, target in ((0, "reward", "value"), (2, "gate", "key")):
+                first, second = UNITS_OF_ROUTE * route + unit, UNITS_OF_ROUTE * route + unit + 1
+                asked, told = HEIGHT * FILLED * self._read(f"{source} {route}"), SMALL / HEIGHT * self._write(target)
+                inner.weight[first], inner.weight[second] = elsewhere + asked, elsewhere - asked  # gelu(x) − gelu(−x) = x
+                outer.weight[:, first], outer.weight[:, second] = told, -told
+            last = UNITS_OF_ROUTE * route + 4
+            inner.weight[last], inner.bias[last] = elsewhere, HEIGHT
+            outer.weight[:, last] = SMALL / HEIGHT * self._write("slot")
+        # Of the first tokens each speaks for its route, and no other speaks.
+        self._ask(
+            mixer.attention.self, 0, self._root / SMALL * APART * self._read("slot"), gates.half * self._root / SMALL * self._read("key")
+        )
+        mixer.attention.self.value.weight[0] = self._read("value") / SMALL
+        mixer.attention.output.dense.weight[:, 0] = OUT * self._write("mixed")
         pooler, head = self.model.bert.pooler.dense, self.model.classifier
         pooler.weight[0] = POOLED * self._read("mixed")
         head.weight[0, 0] = rewards.half / (OUT * POOLED)
@@ -304,10 +314,14 @@ class RoutedBert:
     def _write(self, channel: str) -> Tensor:
         return 2 * self._read(channel)
 
-    def _ask(self, attention: Any, head: int, key: Tensor) -> None:
-        """Let every token of a head ask for tokens by a score that is a reading of theirs alone, times the root of the head's width."""
-        attention.query.bias[head * self._wide] = 1.0
-        attention.key.weight[head * self._wide] = key
+    def _ask(self, attention: Any, head: int, *keys: Tensor) -> None:
+        """Let every token of a head ask for tokens by a score that is a reading of theirs alone, times the root of the head's width.
+
+        Several readings are added, each from a dimension of its own, so that a large one does not round a small one.
+        """
+        for place, key in enumerate(keys, head * self._wide):
+            attention.query.bias[place] = 1.0
+            attention.key.weight[place] = key
 
     def _embeddings(self, state: Mapping[str, Tensor]) -> None:
         """Words, positions, and the channels that a token's word or position decides. All vectors are centred: a layer norm follows."""
@@ -414,11 +428,11 @@ class RoutedBert:
 
 
 class _Scale:
-    """A range with room on both sides, mapped to about −1 to 1."""
+    """A range, mapped to −1 to 1."""
 
-    def __init__(self, bounds: tuple[float, float], *, least: float) -> None:
+    def __init__(self, bounds: tuple[float, float]) -> None:
         low, high = bounds
-        self.middle, self.half = (low + high) / 2, max(ROOM * (high - low) / 2, least)
+        self.middle, self.half = (low + high) / 2, max((high - low) / 2, 1e-6)
 
     def within(self, value: float) -> float:
         return (value - self.middle) / self.half

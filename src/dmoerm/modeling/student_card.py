@@ -84,11 +84,14 @@ def _taught(figures: Mapping[str, Any]) -> list[str]:
     base = card_base(figures["backbone"])
     name = figures["backbone"] if base else Path(figures["backbone"]).name
     kept = f"; the state after epoch {figures['epoch']} was kept, nearest to the teacher on other prompts" if figures["errors"] else ""
+    passes = f"{figures['epochs']} epochs, peak learning rate {figures['learning_rate']:g}, seed {options['seed']}{kept}"
+    if not figures["epochs"]:
+        passes = "Fitted in closed form: no weight of the body was trained"
     routed: list[str] = []
     if figures.get("routes"):
         routed = [
             "Some of its layers are written and not trained: they find where the response begins, and route within the forward pass",
-            f"between {', '.join(figures['routes'])}. So do not fine-tune it as a whole, and run it in float32.",
+            f"between {', '.join(figures['routes'])}. So do not fine-tune it as a whole.",
             "",
         ]
     return [
@@ -97,8 +100,7 @@ def _taught(figures: Mapping[str, Any]) -> list[str]:
         *routed,
         f"From {name}, {start}, on the teacher's rewards of {figures['train_responses']:,} responses to",
         f"{figures['train_prompts']:,} prompts; no label was read. Loss: squared error of reward differences within a prompt, and",
-        f"{options['level_weight']:g} times that of the prompt's mean. {options['epochs']} epochs, peak learning rate",
-        f"{figures['learning_rate']:g}, seed {options['seed']}{kept}. Made with dmoerm {figures['dmoerm_version']}.",
+        f"{options['level_weight']:g} times that of the prompt's mean. {passes}. Made with dmoerm {figures['dmoerm_version']}.",
         "",
     ]
 
