@@ -237,7 +237,7 @@ class RoutedBert:
         hide = FAR * self._root / UNIT
         self._ask(attention, 0, -hide * (self._read("later") + self._read("cut")))
         self._ask(attention, 1, -hide * (self._read("one") - self._read("start") if self._first_token else self._read("hidden")))
-        out.bias += FILLED * math.sqrt(self._width / 2) * self._write("filler")
+        out.bias[:] = FILLED * math.sqrt(self._width / 2) * self._write("filler")
         inner, outer = reader.intermediate.dense, reader.output.dense
         for route in range(self._routes):
             prompt, reward, gate = route, self._wide + route, self._wide + self._routes + route
