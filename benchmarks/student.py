@@ -126,6 +126,7 @@ def main() -> None:
             d = paired_difference_over_seeds([scored], [pairs["teacher"]], resampling=resampling)
             line += f" {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] |"
         gold.append(line if name != "teacher" else f"{line} |")
+    how = f"{made.epochs} epochs at {made.learning_rate:g} ({made.epoch} kept)" if made.epochs else "fitted in closed form"
     page = "\n".join(
         [
             "# One plain classifier in place of the double layer",
@@ -134,7 +135,7 @@ def main() -> None:
             "",
             f"Date {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
             f"transformers {transformers.__version__}. Recipe {recipe_hash(recipe)}; {made.train_prompts} prompts with "
-            f"{made.train_responses:,} responses, {made.epochs} epochs at {made.learning_rate:g} ({made.epoch} kept), {minutes:.0f} "
+            f"{made.train_responses:,} responses, {how}, {minutes:.0f} "
             f"minutes with all scoring; {made.parameters / 1e6:.1f} M parameters.",
             "",
             "```text",
