@@ -69,7 +69,7 @@ def judged(judge, body):
     return {name: verdict.answer for name, verdict in judge.verdicts(body, request_key(body)).items()}
 
 
-def raw_reply(server, body, timeout_s=5.0):
+def raw_reply(server, body, timeout_s=30.0):
     """Status line and headers, and the bytes after them until the server closes; no client library in between."""
     data = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=timeout_s) as connection:
