@@ -37,7 +37,8 @@ def post(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
         except urllib.error.HTTPError as error:
             refused += 1
             if error.code not in FULL or refused == TRIES:
-                raise SystemExit(f"{url}: {error.code} {error.read().decode()}") from error
+                hint = "; the address ends in /get_reward" if error.code in (404, 405) else ""
+                raise SystemExit(f"{url}: {error.code} {error.read().decode()}{hint}") from error
             time.sleep(float(error.headers.get("Retry-After") or SLEEP_S))
 
 

@@ -4,10 +4,10 @@ A reward is used to compare responses to one prompt, and pairs within a prompt i
 those differences. A small share of the error of the prompt's mean keeps the student on the teacher's scale, so that one threshold or one
 normalisation serves both; weighed more, it would spend the student's capacity on how hard a prompt is.
 
-The last linear layer is fitted first, in closed form under the same loss (ridge; its strength by the prompts of a fifth of the data, not
-fitted); then everything learns, without dropout: the teacher's rewards carry no noise that would need it. That first state is a good
-one, and a rate too high for the data leaves it for a worse; so every tenth prompt only says, after each epoch, how far the student is
-from its teacher, and the nearest state is kept, the first among them.
+What has a closed form is fitted first under the same loss: the last linear layer (least_squares.py), or all that a student which routes
+reads off its body (readouts.py). Then everything that may learn does, without dropout: the teacher's rewards carry no noise that would
+need it. That first state is a good one, and a rate too high for the data leaves it for a worse; so every tenth prompt only says, after
+each epoch, how far the student is from its teacher, and the nearest state is kept, the first among them.
 
 Shapes: B rows, P prompts, D width of the last layer.
 Source: Hinton et al. (arXiv 1503.02531) for learning from a teacher's outputs; the split into differences and level is ours.
