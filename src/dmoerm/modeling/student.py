@@ -8,7 +8,7 @@ stands what the family's stock class has there, so that `AutoModelForSequenceCla
 - ModernBERT: the mean, which its class offers;
 - other encoders: their own head, new.
 
-A stock tokenizer cuts a row on one side only, so `reading_side` finds the side on which more of what the teacher sees is left.
+A stock tokenizer cuts a row on one side only, so `reading_of` finds the side on which more of what the teacher sees is left.
 
 Nothing here trains: `training/distillation.py` does.
 """
