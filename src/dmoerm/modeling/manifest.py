@@ -201,6 +201,8 @@ def read_manifest(folder: Path) -> Manifest:
             if (folder / "categories").is_dir()
             else "Name the folder that `dmoerm train` wrote."
         )
+        if (folder / "config.json").is_file():
+            left += " A plain sequence classifier, a student among them, is measured by dmoerm probe and dmoerm best-of-n."
         raise ArtifactError(f"{folder} is no dmoerm model: there is no {MANIFEST}. {left}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
